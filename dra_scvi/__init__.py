@@ -1,0 +1,22 @@
+"""dra_scvi: DR-A, the adversarial variational autoencoder with dual matching, for scvi-tools."""
+
+from importlib.metadata import version
+
+from dra_scvi import datasets, metrics, pl
+from dra_scvi._exceptions import InvalidCountsError, TrainingDivergedError
+from dra_scvi._model import DRA
+from dra_scvi._module import DRAVAE
+from dra_scvi._training_plan import DualMatchingPlan
+
+__version__ = version("dra_scvi")
+
+__all__ = [
+    "DRA",
+    "DRAVAE",
+    "DualMatchingPlan",
+    "InvalidCountsError",
+    "TrainingDivergedError",
+    "datasets",
+    "metrics",
+    "pl",
+]

@@ -1,0 +1,52 @@
+"""The errors that dra_scvi raises itself, each naming what went wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class InvalidCountsError(ValueError):
+    """The expression matrix does not hold raw counts.
+
+    Parameters
+    ----------
+    message
+        One line for the user.
+    report
+        The same as data: for each fault a dictionary with its ``"count"`` and the ``"cell"``,
+        ``"gene"`` and ``"value"`` of its first entry; empty for faults of the whole matrix.
+    """
+
+    def __init__(
+        self, message: str, report: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        self.report = dict(report or {})
+        super().__init__(message)
+
+
+class TrainingDivergedError(RuntimeError):
+    """A term of the training objective became NaN or infinite.
+
+    Parameters
+    ----------
+    term
+        Name of the first non-finite term, as in ``model.history``.
+    epoch
+        Epoch in which it happened, counted from 0.
+    step
+        Minibatch within that epoch, counted from 0.
+    """
+
+    def __init__(self, term: str, epoch: int, step: int) -> None:
+        self.term, self.epoch, self.step = term, epoch, step
+        super().__init__(
+            f"Training diverged: {term} is not finite in epoch {epoch}, step {step}. "
+            "Lower the learning rate (`plan_kwargs={'lr': ...}`), or look for cells with extreme "
+            "counts."
+        )
+
+    def __reduce__(self) -> tuple[type[TrainingDivergedError], tuple[str, int, int]]:
+        return type(self), (self.term, self.epoch, self.step)

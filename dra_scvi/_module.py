@@ -1,0 +1,324 @@
+"""DRAVAE: scVI's variational autoencoder with a choice of prior and the two discriminators of dual matching."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module import VAE
+from scvi.module.base import LossOutput, auto_move_data
+from torch.distributions import kl_divergence
+
+from dra_scvi._compat import MODULE_KEYS
+from dra_scvi._likelihood import count_log_prob
+from dra_scvi._matching import DIVERGENCES, scale_gradient
+from dra_scvi._networks import Discriminator, set_decoder_widths, set_widths
+from dra_scvi._priors import PRIORS, MixturePrior, NormalPrior, Prior
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from torch import Tensor
+
+PriorName = Literal["normal", "uniform", "mixture"]
+DivergenceName = Literal["bhattacharyya", "jensen-shannon"]
+
+
+class DRAVAE(VAE):
+    """Adversarial variational autoencoder with dual matching (AVAE-DM).
+
+    Everything is inherited from :class:`~scvi.module.VAE` but for
+
+    - the prior of the codes (normal, uniform or a learned mixture of Gaussians),
+    - hidden layers of unequal width, when `n_hidden` is a list,
+    - the likelihood of ZINB and NB, computed with :func:`~dra_scvi._likelihood.count_log_prob`,
+    - two discriminators: one holds codes against the prior, the other reconstructions against
+      the data; :meth:`matching` returns both divergences. :meth:`loss` stays the evidence lower
+      bound alone, equal to scVI's under a normal prior.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_batch
+        Number of batches.
+    n_labels
+        Number of labels.
+    n_hidden
+        Width of the hidden layers: one number for all `n_layers`, or one number per layer of the
+        encoder, which the decoder takes in reverse.
+    n_latent
+        Dimensions of a code.
+    n_layers
+        Number of hidden layers; ignored when `n_hidden` is a list.
+    n_continuous_cov
+        Number of continuous covariates.
+    n_cats_per_cov
+        Number of categories of each categorical covariate.
+    dropout_rate
+        Dropout rate of the encoder.
+    dispersion
+        Flexibility of the dispersion, as in :class:`~scvi.module.VAE`.
+    gene_likelihood
+        Distribution of the counts, as in :class:`~scvi.module.VAE`.
+    latent_distribution
+        Distribution of the codes, as in :class:`~scvi.module.VAE`; `"ln"` needs the normal prior.
+    use_observed_lib_size
+        Whether a cell's library size is its observed total.
+    prior
+        Prior of the codes: `"normal"`, `"uniform"` or `"mixture"`.
+    n_components
+        Number of Gaussians of the mixture prior.
+    divergence
+        What the discriminators estimate: `"bhattacharyya"` or `"jensen-shannon"`.
+    n_hidden_discriminator
+        Width of each hidden layer of both discriminators.
+    **vae_kwargs
+        Further arguments of :class:`~scvi.module.VAE`.
+
+    References
+    ----------
+    Lin, Mukherjee & Kannan, BMC Bioinformatics 21 (2020) 64; Lopez et al., Nature Methods 15
+    (2018) 1053.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_batch: int = 0,
+        n_labels: int = 0,
+        n_hidden: int | Sequence[int] = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        n_continuous_cov: int = 0,
+        n_cats_per_cov: list[int] | None = None,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        latent_distribution: Literal["normal", "ln"] = "normal",
+        use_observed_lib_size: bool = True,
+        prior: PriorName = "normal",
+        n_components: int = 20,
+        divergence: DivergenceName = "bhattacharyya",
+        n_hidden_discriminator: Sequence[int] = (128,),
+        **vae_kwargs: Any,
+    ) -> None:
+        widths = [n_hidden] * n_layers if isinstance(n_hidden, int) else list(n_hidden)
+        super().__init__(
+            n_input,
+            n_batch=n_batch,
+            n_labels=n_labels,
+            n_hidden=widths[-1],
+            n_latent=n_latent,
+            n_layers=len(widths),
+            n_continuous_cov=n_continuous_cov,
+            n_cats_per_cov=n_cats_per_cov,
+            dropout_rate=dropout_rate,
+            dispersion=dispersion,
+            gene_likelihood=gene_likelihood,
+            latent_distribution=latent_distribution,
+            use_observed_lib_size=use_observed_lib_size,
+            **vae_kwargs,
+        )
+        if len(set(widths)) > 1:
+            set_widths(self.z_encoder.encoder, widths)
+            set_decoder_widths(self.decoder, widths[::-1])
+        self.prior = _make_prior(prior, n_latent, n_components, latent_distribution)
+        self.divergence = _choose(DIVERGENCES, "divergence", divergence)
+        self.latent_discriminator = Discriminator(n_latent, n_hidden_discriminator, n_batch)
+        self.data_discriminator = Discriminator(n_input, n_hidden_discriminator, n_batch)
+
+    @auto_move_data
+    def generative(self, z: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run the generative process of :class:`~scvi.module.VAE` under the prior chosen."""
+        outputs = super().generative(z, *args, **kwargs)
+        if not isinstance(self.prior, NormalPrior):
+            outputs[MODULE_KEYS.PZ_KEY] = self.prior
+        return outputs
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: Tensor | float = 1.0,
+    ) -> LossOutput:
+        """Return the negative evidence lower bound, weighted by `kl_weight`; no adversarial term.
+
+        ``L_AE = E_q[-ln p(x | z, l, b)] + kl_weight · KL(q(z|x) ‖ p(z)) + KL(q(l|x) ‖ p(l))``
+        """
+        qz, z = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.Z_KEY]
+        kl_z = self.prior.kl(qz, z)
+        kl_l = torch.zeros_like(kl_z)
+        if not self.use_observed_lib_size:
+            ql = inference_outputs[MODULE_KEYS.QL_KEY]
+            kl_l = kl_divergence(ql, generative_outputs[MODULE_KEYS.PL_KEY]).sum(-1)
+        reconstruction = -self._log_likelihood(
+            tensors[REGISTRY_KEYS.X_KEY], generative_outputs[MODULE_KEYS.PX_KEY]
+        )
+        return LossOutput(
+            loss=(reconstruction + kl_weight * kl_z + kl_l).mean(),
+            reconstruction_loss=reconstruction,
+            kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: kl_z},
+            extra_metrics=self._autotune_payload(tensors, z),
+        )
+
+    def _autotune_payload(self, tensors: dict[str, Tensor], z: Tensor) -> dict[str, Tensor]:
+        """Return what scvi-tools' tuning of integration scores wants to see."""
+        if not self.extra_payload_autotune:
+            return {}
+        batch, labels = tensors[REGISTRY_KEYS.BATCH_KEY], tensors[REGISTRY_KEYS.LABELS_KEY]
+        return {"z": z, "batch": batch, "labels": labels}
+
+    def _log_likelihood(self, x: Tensor, px: Any) -> Tensor:
+        """Log-probability of each cell's counts, shape ``(n_cells,)``."""
+        if self.gene_likelihood not in ("zinb", "nb") or px.mu.ndim != 2:
+            return px.log_prob(x).sum(-1)
+        # `px` holds θ expanded to every cell
+        theta = self.px_r.exp() if self.dispersion == "gene" else px.theta
+        zi_logits = px.zi_logits if self.gene_likelihood == "zinb" else None
+        return count_log_prob(x, px.mu, theta, zi_logits)
+
+    def matching(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        latent_weight: float = 1.0,
+        data_weight: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Both divergences of dual matching, with the gradient of a two-player game.
+
+        Where a divergence is *subtracted* from the loss, one backward pass makes its discriminator
+        ascend and, through :func:`~dra_scvi._matching.scale_gradient`, the autoencoder descend on
+        it with the given weight. A term of weight 0 is left out.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch.
+        inference_outputs
+            Outputs of :meth:`inference`.
+        generative_outputs
+            Outputs of :meth:`generative`.
+        latent_weight
+            λ_z, weight for the autoencoder of the divergence of codes from the prior.
+        data_weight
+            λ_x, weight for the autoencoder of the divergence of reconstructions from the data.
+
+        Returns
+        -------
+        `"latent_divergence"` and `"data_divergence"` in nats, as far as their weights are not 0.
+        """
+        batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
+        estimate = DIVERGENCES[self.divergence]
+        terms = {}
+        if latent_weight:
+            z = inference_outputs[MODULE_KEYS.Z_KEY]
+            prior_z = self.z_encoder.z_transformation(self.prior.sample(len(z)))
+            scores = self._scores(self.latent_discriminator, prior_z, z, latent_weight, batch_index)
+            terms["latent_divergence"] = estimate(*scores)
+        if data_weight:
+            x, x_hat = self._expression(tensors, inference_outputs, generative_outputs)
+            scores = self._scores(self.data_discriminator, x, x_hat, data_weight, batch_index)
+            terms["data_divergence"] = estimate(*scores)
+        return terms
+
+    @staticmethod
+    def _scores(
+        discriminator: Discriminator,
+        real: Tensor,
+        fake: Tensor,
+        weight: float,
+        batch_index: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Score the real and the fake sample in one pass, reversing the gradient into the fake."""
+        rows = torch.cat([real.detach().to(fake), scale_gradient(fake, -weight)])
+        real_scores, fake_scores = discriminator(rows, batch_index.repeat(2, 1)).float().chunk(2)
+        return real_scores, fake_scores
+
+    def _expression(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """Data and reconstructed means as log1p of counts scaled to the minibatch's mean depth."""
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        x_hat = generative_outputs[MODULE_KEYS.PX_KEY].mean
+        if self.gene_likelihood == "normal":
+            return x, x_hat
+        depth = x.sum(-1, keepdim=True).clamp_min(1.0)
+        scale = depth.mean() / depth
+        return torch.log1p(x * scale), torch.log1p(x_hat * scale)
+
+
+    @torch.inference_mode()
+    @auto_move_data
+    def marginal_ll(
+        self,
+        tensors: dict[str, Tensor],
+        n_mc_samples: int,
+        return_mean: bool = False,
+        n_mc_samples_per_pass: int = 1,
+    ) -> Tensor | float:
+        """Log marginal likelihood of each cell by importance sampling from q(z|x).
+
+        As in :class:`~scvi.module.VAE`, under the prior that the model was given.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch.
+        n_mc_samples
+            Number of codes drawn for each cell.
+        return_mean
+            Whether to return the mean over the cells.
+        n_mc_samples_per_pass
+            Number of codes drawn in one pass.
+        """
+        n_per_pass = min(n_mc_samples_per_pass, n_mc_samples)
+        n_passes = math.ceil(n_mc_samples / n_per_pass)
+        weights = [self._log_importance(tensors, n_per_pass) for _ in range(n_passes)]
+        log_weights = torch.cat(weights)
+        log_likelihood = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+        return log_likelihood.mean().item() if return_mean else log_likelihood.cpu()
+
+    def _log_importance(self, tensors: dict[str, Tensor], n_samples: int) -> Tensor:
+        """``ln p(x, z, l) - ln q(z, l | x)`` at sampled codes, shape ``(n_samples, n_cells)``."""
+        inference, generative, losses = self.forward(
+            tensors,
+            inference_kwargs={"n_samples": n_samples},
+            get_inference_input_kwargs={"full_forward_pass": True},
+        )
+        qz, z = inference[MODULE_KEYS.QZ_KEY], inference[MODULE_KEYS.Z_KEY]
+        log_weight = (
+            self.prior.log_prob(z)
+            - qz.log_prob(z).sum(-1)
+            - losses.dict_sum(losses.reconstruction_loss)
+        )
+        if not self.use_observed_lib_size:
+            library = inference[MODULE_KEYS.LIBRARY_KEY]
+            ql, pl = inference[MODULE_KEYS.QL_KEY], generative[MODULE_KEYS.PL_KEY]
+            log_weight = log_weight + (pl.log_prob(library) - ql.log_prob(library)).sum(-1)
+        return log_weight.reshape(n_samples, -1)
+
+
+def _make_prior(name: str, n_latent: int, n_components: int, latent_distribution: str) -> Prior:
+    prior_cls = PRIORS[_choose(PRIORS, "prior", name)]
+    if latent_distribution != "normal" and name != "normal":
+        raise ValueError(
+            f"prior={name!r} needs latent_distribution='normal', not {latent_distribution!r}."
+        )
+    if prior_cls is MixturePrior:
+        return MixturePrior(n_latent, n_components)
+    return prior_cls(n_latent)
+
+
+def _choose(choices: Collection[str], argument: str, value: str) -> str:
+    if value not in choices:
+        names = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{argument} must be one of {names}, not {value!r}.")
+    return value

@@ -1,0 +1,201 @@
+"""The priors p(z) that codes are matched to: each can be sampled, scored, and held against a posterior."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributions import Categorical, MixtureSameFamily, Independent, Normal
+from torch.nn.functional import logsigmoid, softplus
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Prior(nn.Module):
+    """A distribution over codes of `n_latent` dimensions."""
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.register_buffer("_origin", torch.zeros(n_latent), persistent=False)
+
+    def sample(self, n_samples: int) -> Tensor:
+        """Draw codes, shape ``(n_samples, n_latent)``, without a gradient."""
+        raise NotImplementedError
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of codes ``(..., n_latent)``, shape ``(...,)``, in nats."""
+        raise NotImplementedError
+
+    def kl(self, qz: Normal, z: Tensor) -> Tensor:
+        """KL(q(z|x) ‖ p(z)) per cell in nats, estimated at the sampled codes `z`."""
+        return qz.log_prob(z).sum(-1) - self.log_prob(z)
+
+
+class NormalPrior(Prior):
+    """The standard normal of scVI, with its Kullback-Leibler divergence in closed form.
+
+    Examples
+    --------
+    >>> prior = NormalPrior(2)
+    >>> prior.sample(3).shape
+    torch.Size([3, 2])
+    """
+
+    def sample(self, n_samples: int) -> Tensor:
+        """Draw codes, shape ``(n_samples, n_latent)``."""
+        return torch.randn(
+            n_samples, self.n_latent, dtype=self._origin.dtype, device=self._origin.device
+        )
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of codes ``(..., n_latent)``, shape ``(...,)``, in nats."""
+        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+    def kl(self, qz: Normal, z: Tensor) -> Tensor:
+        """KL(q(z|x) ‖ N(0, I)) per cell in nats, in closed form."""
+        return torch.distributions.kl_divergence(
+            qz, Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale))
+        ).sum(-1)
+
+
+class UniformPrior(Prior):
+    r"""The uniform distribution on :math:`[-1, 1]^k`, its edge softened.
+
+    The released program draws :math:`U(-1, 1)`. A Gaussian posterior has an infinite divergence
+    from it, so that here each coordinate is the sum of such a draw and logistic noise of scale
+    :math:`\tau`; its density is :math:`\tfrac12 [\sigma((z+1)/\tau) - \sigma((z-1)/\tau)]`.
+
+    Parameters
+    ----------
+    n_latent
+        Dimensions of a code.
+    edge
+        Scale τ of the logistic noise.
+
+    Examples
+    --------
+    >>> bool(UniformPrior(2).sample(100).abs().max() < 3)
+    True
+    """
+
+    def __init__(self, n_latent: int, edge: float = 0.05) -> None:
+        super().__init__(n_latent)
+        self.edge = edge
+
+    def sample(self, n_samples: int) -> Tensor:
+        """Draw codes, shape ``(n_samples, n_latent)``."""
+        shape = (n_samples, self.n_latent)
+        u, v = torch.rand(
+            2, *shape, dtype=self._origin.dtype, device=self._origin.device
+        ).clamp(1e-6, 1 - 1e-6)
+        return 2 * u - 1 + self.edge * torch.logit(v)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of codes ``(..., n_latent)``, shape ``(...,)``, in nats."""
+        # σ(a) - σ(b) = σ(a) σ(-b) (1 - e^{b-a}) keeps its accuracy in both tails
+        a, b = (z + 1) / self.edge, (z - 1) / self.edge
+        width = math.log(-math.expm1(-2 / self.edge)) - math.log(2.0)
+        return (logsigmoid(a) + logsigmoid(-b) + width).sum(-1)
+
+
+class MixturePrior(Prior):
+    """A learned mixture of diagonal Gaussians.
+
+    All components begin as N(0, I), so that training starts as with a normal prior; `start`
+    then places them among the codes.
+
+    Parameters
+    ----------
+    n_latent
+        Dimensions of a code.
+    n_components
+        Number of Gaussians.
+
+    Examples
+    --------
+    >>> import torch
+    >>> prior = MixturePrior(2, n_components=3)
+    >>> torch.allclose(prior.log_prob(torch.ones(1, 2)), NormalPrior(2).log_prob(torch.ones(1, 2)))
+    True
+    """
+
+    MIN_SCALE = 1e-2
+    MAX_CODES = 20_000
+
+    def __init__(self, n_latent: int, n_components: int = 20) -> None:
+        super().__init__(n_latent)
+        if n_components < 1:
+            raise ValueError(f"n_components must be at least 1, not {n_components}.")
+        self.n_components = n_components
+        self.logits = nn.Parameter(torch.zeros(n_components))
+        self.loc = nn.Parameter(torch.zeros(n_components, n_latent))
+        unit = _inverse_softplus(torch.tensor(1.0 - self.MIN_SCALE))
+        self.raw_scale = nn.Parameter(torch.full((n_components, n_latent), float(unit)))
+        self.register_buffer("_started", torch.tensor(False))
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the components have been placed among codes."""
+        return bool(self._started)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviations, shape ``(n_components, n_latent)``."""
+        return softplus(self.raw_scale) + self.MIN_SCALE
+
+    def distribution(self) -> MixtureSameFamily:
+        """Return the mixture as a :mod:`torch.distributions` object."""
+        components = Independent(Normal(self.loc, self.scale), 1)
+        return MixtureSameFamily(Categorical(logits=self.logits), components)
+
+    @torch.no_grad()
+    def sample(self, n_samples: int) -> Tensor:
+        """Draw codes, shape ``(n_samples, n_latent)``, without a gradient."""
+        return self.distribution().sample((n_samples,))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of codes ``(..., n_latent)``, shape ``(...,)``, in nats."""
+        return self.distribution().log_prob(z)
+
+    @torch.no_grad()
+    def start(self, codes: Tensor) -> None:
+        """Place the components at the k-means centres of `codes`, shape ``(n_cells, n_latent)``.
+
+        Weights and scales are those of the clusters. Of many codes a random subset is used; with
+        fewer distinct ones than components the prior is left as it is.
+        """
+        from sklearn.cluster import KMeans
+
+        codes = codes[torch.randperm(len(codes))[: self.MAX_CODES].to(codes.device)]
+        if len(torch.unique(codes, dim=0)) < self.n_components:
+            return
+        seed = int(torch.randint(2**31 - 1, ()))
+        kmeans = KMeans(self.n_components, n_init=1, random_state=seed).fit(
+            codes.double().cpu().numpy()
+        )
+        members = torch.nn.functional.one_hot(
+            torch.as_tensor(kmeans.labels_, dtype=torch.long), self.n_components
+        ).to(codes)
+        sizes = members.sum(0)
+        loc = members.T @ codes / sizes[:, None]
+        variance = (members.T @ codes.square()) / sizes[:, None] - loc.square()
+        scale = variance.clamp_min(0).sqrt().clamp(0.1, None)
+        self.logits.copy_(sizes.log() - math.log(len(codes)))
+        self.loc.copy_(loc)
+        self.raw_scale.copy_(_inverse_softplus(scale - self.MIN_SCALE))
+        self._started.fill_(True)
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))
+
+
+PRIORS: dict[str, type[Prior]] = {
+    "normal": NormalPrior,
+    "uniform": UniformPrior,
+    "mixture": MixturePrior,
+}

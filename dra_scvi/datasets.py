@@ -1,0 +1,521 @@
+"""Labelled count matrices: data shipped with scanpy, downloads, folders in the DR-A layout, fakes.
+
+Every function returns an :class:`anndata.AnnData` whose ``X`` holds raw counts, as integers in a
+float32 CSR matrix, and whose ``obs["cell_type"]`` is categorical.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import warnings
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+__all__ = ["pbmc68k", "read_mtx_labels", "synthetic", "zeisel"]
+
+ZeiselLabels = Literal["level1class", "group"]
+
+_ZEISEL_FILE = "expression_mRNA_17-Aug-2014.txt"
+_ZEISEL_URL = (
+    f"https://storage.googleapis.com/linnarsson-lab-www-blobs/blobs/cortex/{_ZEISEL_FILE}"
+)
+_ZEISEL_NUMERIC = ("total_mRNA_mol", "well", "age", "diameter")
+_ZEISEL_CHUNK = 1_000
+
+_MTX_FILE = "sub_set-720.mtx"
+_LABEL_FILE = "labels.txt"
+_GENE_FILE = "genes.txt"
+_WRITTEN_AS_FLOAT = re.compile(r"[+-]?\d+\.\d*(e[+-]?\d+)?", re.IGNORECASE)
+
+_PBMC_SCALE = 1e4
+_PBMC_MAX_DISTANCE = 0.1
+_PBMC_MAX_ERROR = 5.1e-4
+
+
+@dataclass(frozen=True)
+class _ZeiselFacts:
+    """What the published matrix contains; label sizes are sorted."""
+
+    n_cells: int
+    n_genes: int
+    level1class: tuple[int, ...]
+    group: tuple[int, ...]
+
+
+_ZEISEL = _ZeiselFacts(
+    n_cells=3_005,
+    n_genes=19_972,
+    level1class=(98, 224, 235, 290, 399, 820, 939),
+    group=(26, 60, 98, 175, 198, 290, 390, 820, 948),
+)
+
+
+def pbmc68k() -> AnnData:
+    """Peripheral blood cells with their exact counts, from the file that ships with scanpy.
+
+    scanpy's reduced data set stores ``log1p(1e4 * count / n_counts)`` rounded to three decimals.
+    That is precise enough to get every integer count back. Nothing is downloaded.
+
+    Returns
+    -------
+    Counts of 700 cells and 765 genes. ``obs`` holds ``cell_type`` (10 types, also as
+    ``bulk_labels``) and ``n_counts``, the depth of the cell over *all* genes, about five times the
+    row sum.
+
+    Raises
+    ------
+    ValueError
+        The shipped file does not hold what is expected, so counts cannot be recovered.
+
+    References
+    ----------
+    Zheng, G. X. Y. et al. (2017). Massively parallel digital transcriptional profiling of single
+    cells. Nat. Commun. 8, 14049.
+
+    Examples
+    --------
+    >>> from dra_scvi import datasets
+    >>> adata = datasets.pbmc68k()
+    >>> adata.shape, adata.X.dtype.name, int(adata.X.max())
+    ((700, 765), 'float32', 259)
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import scanpy as sc
+
+        shipped = sc.datasets.pbmc68k_reduced()
+    depth = shipped.obs["n_counts"].to_numpy(dtype=np.float64)
+    counts = _invert_log_normalisation(sparse.csr_matrix(shipped.raw.X), depth)
+    obs = pd.DataFrame(
+        {
+            "cell_type": shipped.obs["bulk_labels"],
+            "bulk_labels": shipped.obs["bulk_labels"],
+            "n_counts": depth,
+        },
+        index=shipped.obs_names.copy(),
+    )
+    return AnnData(counts, obs=obs, var=pd.DataFrame(index=shipped.raw.var_names.copy()))
+
+
+def zeisel(
+    path: str | os.PathLike[str] | None = None,
+    labels: ZeiselLabels = "level1class",
+    n_genes: int | None = 720,
+) -> AnnData:
+    """All 3,005 cells of mouse cortex and hippocampus of Zeisel et al. (GSE60361).
+
+    The authors' text file (about 120 MB) is downloaded once and kept in the user's cache folder.
+    Its content is checked: cells, genes, integer counts, and the sizes of both sets of labels.
+
+    Parameters
+    ----------
+    path
+        Local copy of ``expression_mRNA_17-Aug-2014.txt``, plain or gzipped; None downloads it.
+    labels
+        Which annotation becomes ``cell_type``: ``"level1class"`` (7 types) or ``"group"`` (9,
+        those of the label file that came with DR-A).
+    n_genes
+        How many genes of highest variance of the raw counts to keep, in the order of the file;
+        None keeps all 19,972.
+
+    Returns
+    -------
+    Counts of 3,005 cells and ``n_genes`` genes. ``obs`` holds ``cell_type``, the annotation of the
+    authors (``level1class``, ``group``, ``level2class``, ``tissue``, ...) and ``n_counts``, the
+    depth over all genes of the file.
+
+    Raises
+    ------
+    ConnectionError
+        The file is not in the cache and cannot be downloaded.
+    FileNotFoundError
+        There is no file at ``path``.
+    ValueError
+        The file is not the published one (a bad download is removed from the cache), or an
+        argument is out of range.
+
+    References
+    ----------
+    Zeisel, A. et al. (2015). Cell types in the mouse cortex and hippocampus revealed by
+    single-cell RNA-seq. Science 347, 1138-1142.
+
+    Examples
+    --------
+    >>> from dra_scvi import datasets
+    >>> adata = datasets.zeisel(labels="group")  # doctest: +SKIP
+    >>> adata.shape, adata.obs["cell_type"].nunique()  # doctest: +SKIP
+    ((3005, 720), 9)
+    """
+    if labels not in get_args(ZeiselLabels):
+        raise ValueError(f"Unknown labels {labels!r}; choose 'level1class' or 'group'.")
+    source = _download_zeisel() if path is None else Path(path)
+    try:
+        adata = _parse_zeisel(source)
+        _verify_zeisel(adata, _ZEISEL)
+    except ValueError:
+        if path is None:
+            source.unlink(missing_ok=True)
+        raise
+    adata.obs["n_counts"] = np.asarray(adata.X.sum(axis=1, dtype=np.float64)).ravel()
+    adata.obs.insert(0, "cell_type", adata.obs[labels])
+    return adata if n_genes is None else _highly_variable_by_variance(adata, n_genes)
+
+
+def read_mtx_labels(folder: str | os.PathLike[str]) -> AnnData:
+    r"""Read a folder in the layout of the original DR-A: one ``.mtx`` beside ``labels.txt``.
+
+    The matrix may be cells x genes or genes x cells: the dimension that equals the number of
+    labels is taken as cells. A square matrix is read as cells x genes, the layout of DR-A.
+
+    Parameters
+    ----------
+    folder
+        Folder with ``sub_set-720.mtx`` (or any single ``.mtx``), ``labels.txt`` (one label per
+        line, or all separated by white space) and, if wanted, ``genes.txt`` (one name per line).
+
+    Returns
+    -------
+    Counts ``(n_cells, n_genes)``, labels as text in ``obs["cell_type"]``. Whole numbers written as
+    floats, as in the label files of DR-A, lose their decimals: ``1.000e+00`` becomes ``"1"``.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder, its matrix or its labels are missing.
+    ValueError
+        There are several matrices and none is ``sub_set-720.mtx``, the matrix cannot be read or
+        does not hold counts, or the number of labels or genes does not fit it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from scipy import io, sparse
+    >>> from dra_scvi import datasets
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     io.mmwrite(Path(folder, "sub_set-720.mtx"), sparse.coo_matrix([[0, 3, 1], [2, 0, 0]]))
+    ...     _ = Path(folder, "labels.txt").write_text("T\nB\n")
+    ...     adata = datasets.read_mtx_labels(folder)
+    >>> adata.shape, adata.obs["cell_type"].tolist()
+    ((2, 3), ['T', 'B'])
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"No folder at {root}; pass a folder with a .mtx and labels.txt.")
+    matrix_file, label_file = _find_mtx(root), root / _LABEL_FILE
+    if not label_file.is_file():
+        raise FileNotFoundError(
+            f"No {_LABEL_FILE} in {root}; add one with one label per line, in the order of cells."
+        )
+    counts = _read_mtx(matrix_file)
+    labels = _read_labels(label_file, counts.shape)
+    if counts.shape[0] != len(labels):
+        counts = counts.T.tocsr()
+    return _assemble(counts, labels, _read_genes(root / _GENE_FILE, counts.shape[1]))
+
+
+def synthetic(
+    n_cells: int = 500, n_genes: int = 200, n_types: int = 4, n_batches: int = 1, seed: int = 0
+) -> AnnData:
+    """Draw gamma-Poisson counts of cells whose types, and batches, are known.
+
+    Each type shifts the log expression of every gene by its own normal draw, each batch by a
+    weaker one. Types and batches are of equal size, up to one cell, and independent of each other.
+
+    Parameters
+    ----------
+    n_cells, n_genes
+        Size of the matrix.
+    n_types
+        Number of cell types, at most ``n_cells``.
+    n_batches
+        Number of batches, at most ``n_cells``; with one there is no ``batch`` column.
+    seed
+        Seed of all draws; equal arguments give equal data.
+
+    Returns
+    -------
+    Counts ``(n_cells, n_genes)``, about one per gene and cell, with ``obs["cell_type"]`` and, for
+    two batches or more, ``obs["batch"]``.
+
+    Raises
+    ------
+    ValueError
+        A size is below 1, or there are more types or batches than cells.
+
+    Examples
+    --------
+    >>> from dra_scvi import datasets
+    >>> adata = datasets.synthetic(n_cells=60, n_genes=20, n_types=3, n_batches=2)
+    >>> adata.shape, adata.obs["cell_type"].value_counts().tolist()
+    ((60, 20), [20, 20, 20])
+    """
+    _check_sizes(n_cells=n_cells, n_genes=n_genes, n_types=n_types, n_batches=n_batches)
+    rng = np.random.default_rng(seed)
+    types = rng.permutation(np.arange(n_cells) % n_types)
+    batch = rng.permutation(np.arange(n_cells) % n_batches)
+    log_mean = (
+        rng.normal(scale=0.8, size=n_genes)
+        + rng.normal(scale=0.8, size=(n_types, n_genes))[types]
+        + rng.normal(scale=0.3, size=(n_batches, n_genes))[batch]
+    )
+    share = np.exp(log_mean)
+    share /= share.sum(axis=1, keepdims=True)
+    depth = n_genes * rng.lognormal(sigma=0.3, size=(n_cells, 1))
+    dispersion = 5.0
+    rate = rng.gamma(shape=dispersion, scale=share * depth / dispersion)
+    counts = sparse.csr_matrix(rng.poisson(rate), dtype=np.float32)
+    adata = _assemble(counts, [f"type_{code}" for code in types], _numbered("gene", n_genes))
+    if n_batches > 1:
+        adata.obs["batch"] = pd.Categorical([f"batch_{code}" for code in batch])
+    return adata
+
+
+def _assemble(counts: sparse.csr_matrix, labels: list[str], genes: Iterable[str]) -> AnnData:
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical(labels)}, index=pd.Index(_numbered("cell", counts.shape[0]))
+    )
+    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(genes)))
+    adata.var_names_make_unique()
+    return adata
+
+
+def _numbered(prefix: str, n: int) -> list[str]:
+    return [f"{prefix}_{i}" for i in range(n)]
+
+
+def _check_sizes(n_cells: int, **sizes: int) -> None:
+    for name, size in {"n_cells": n_cells, **sizes}.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}.")
+    for name in ("n_types", "n_batches"):
+        if sizes[name] > n_cells:
+            raise ValueError(f"{name} = {sizes[name]} is more than n_cells = {n_cells}.")
+
+
+def _check_counts(counts: sparse.csr_matrix, where: str) -> None:
+    bad = ~np.isfinite(counts.data) | (counts.data < 0) | (counts.data != np.rint(counts.data))
+    if bad.any():
+        first = counts.data[np.argmax(bad)]
+        raise ValueError(
+            f"{where} must hold raw counts, but {int(bad.sum())} of {counts.nnz} stored values "
+            f"are negative, fractional or not finite (first: {first:g}); pass unnormalised counts."
+        )
+
+
+def _highly_variable_by_variance(adata: AnnData, n_genes: int) -> AnnData:
+    """Keep the genes of highest variance of X, in their order; ties go to the earlier gene."""
+    if not 1 <= n_genes <= adata.n_vars:
+        raise ValueError(f"n_genes must be between 1 and {adata.n_vars}, got {n_genes}.")
+    counts = sparse.csr_matrix(adata.X, dtype=np.float64)
+    total = np.asarray(counts.sum(axis=0)).ravel()
+    squares = np.asarray(counts.multiply(counts).sum(axis=0)).ravel()
+    spread = adata.n_obs * squares - total**2
+    kept = np.sort(np.argsort(-spread, kind="stable")[:n_genes])
+    return adata[:, kept].copy()
+
+
+def _invert_log_normalisation(
+    logs: sparse.csr_matrix, depth: NDArray[np.float64]
+) -> sparse.csr_matrix:
+    """Recover c from log1p(1e4 c / depth) rounded to three decimals; refuse anything ambiguous."""
+    scale = np.repeat(depth / _PBMC_SCALE, np.diff(logs.indptr))
+    stored = logs.data.astype(np.float64)
+    exact = np.expm1(stored) * scale
+    rounded = np.rint(exact)
+    distance = np.abs(exact - rounded).max(initial=0.0)
+    error = np.abs(np.log1p(rounded / scale) - stored).max(initial=0.0)
+    if not (distance < _PBMC_MAX_DISTANCE and error <= _PBMC_MAX_ERROR):
+        raise ValueError(
+            "scanpy's pbmc68k_reduced is not the file that counts can be recovered from: largest "
+            f"distance from an integer {distance:.3g} (allowed {_PBMC_MAX_DISTANCE}), round trip "
+            f"error {error:.3g} (allowed {_PBMC_MAX_ERROR}); use scanpy 1.10 to 1.12."
+        )
+    counts = sparse.csr_matrix(
+        (rounded.astype(np.float32), logs.indices, logs.indptr), shape=logs.shape
+    )
+    counts.eliminate_zeros()
+    counts.sort_indices()
+    return counts
+
+
+def _download_zeisel() -> Path:
+    import pooch
+
+    try:
+        saved = pooch.retrieve(
+            _ZEISEL_URL, known_hash=None, fname=_ZEISEL_FILE, path=pooch.os_cache("dra_scvi")
+        )
+    except OSError as error:
+        raise ConnectionError(
+            f"Could not download the Zeisel data ({type(error).__name__}); download {_ZEISEL_URL} "
+            "elsewhere and pass it as path=."
+        ) from error
+    return Path(saved)
+
+
+def _parse_zeisel(path: Path) -> AnnData:
+    """Read the authors' layout: rows of cell annotation, then one row per gene."""
+    if not path.is_file():
+        raise FileNotFoundError(f"No file at {path}; download {_ZEISEL_URL} and pass it as path=.")
+    try:
+        with _open_text(path) as handle:
+            annotation, n_skip = _read_annotation(handle)
+        obs = _zeisel_obs(annotation)
+        with _open_text(path) as handle:
+            counts, genes = _read_gene_rows(handle, n_skip, n_cells=len(obs))
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read as {_ZEISEL_FILE}: {error}; get it from {_ZEISEL_URL}."
+        ) from error
+    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(genes)))
+    adata.obs_names_make_unique()
+    adata.var_names_make_unique()
+    return adata
+
+
+def _open_text(path: Path) -> IO[str]:
+    with path.open("rb") as handle:
+        zipped = handle.read(2) == b"\x1f\x8b"
+    if zipped:
+        return gzip.open(path, "rt", encoding="utf-8", errors="replace")
+    return path.open(encoding="utf-8", errors="replace")
+
+
+def _read_annotation(handle: Iterable[str]) -> tuple[dict[str, list[str]], int]:
+    """Annotation rows by name, and the number of lines before the first gene."""
+    annotation: dict[str, list[str]] = {}
+    for n_lines, line in enumerate(handle):
+        fields = [field.strip().strip('"') for field in line.split("\t")]
+        if fields[0]:
+            return annotation, n_lines
+        if any(fields[2:]) and fields[1]:
+            annotation[fields[1].replace(" #", "").replace(" ", "_")] = fields[2:]
+    raise ValueError("it has no row with a gene symbol in the first column")
+
+
+def _zeisel_obs(annotation: dict[str, list[str]]) -> pd.DataFrame:
+    missing = [name for name in ("cell_id", *get_args(ZeiselLabels)) if name not in annotation]
+    if missing:
+        raise ValueError(f"it has no annotation row {', '.join(missing)}")
+    lengths = {name: len(values) for name, values in annotation.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"its annotation rows differ in length: {lengths}")
+    obs = pd.DataFrame(annotation).set_index("cell_id")
+    obs.index.name = None
+    for name in obs.columns:
+        numeric = name in _ZEISEL_NUMERIC
+        obs[name] = pd.to_numeric(obs[name]) if numeric else pd.Categorical(obs[name])
+    return obs
+
+
+def _read_gene_rows(
+    handle: IO[str], n_skip: int, n_cells: int
+) -> tuple[sparse.csr_matrix, list[str]]:
+    genes: list[str] = []
+    blocks: list[sparse.csr_matrix] = []
+    dtypes = defaultdict(lambda: np.dtype(np.float32), {0: np.dtype(object), 1: np.dtype(object)})
+    chunks = pd.read_csv(
+        handle,
+        sep="\t",
+        header=None,
+        skiprows=n_skip,
+        dtype=dtypes,
+        na_values=[""],
+        keep_default_na=False,
+        chunksize=_ZEISEL_CHUNK,
+    )
+    for chunk in chunks:
+        rows = chunk[chunk[0].notna()]
+        values = rows.iloc[:, 2:].to_numpy(dtype=np.float32)
+        if values.shape[1] != n_cells or np.isnan(values).any():
+            raise ValueError(
+                f"the rows from gene {rows.iloc[0, 0]} on do not all have {n_cells} counts"
+            )
+        genes.extend(rows[0].str.strip())
+        blocks.append(sparse.csr_matrix(values))
+    return sparse.vstack(blocks).T.tocsr(), genes
+
+
+def _verify_zeisel(adata: AnnData, expected: _ZeiselFacts) -> None:
+    """Raise unless the parsed file has the cells, genes, counts and label sizes that are known."""
+    found = _ZeiselFacts(
+        n_cells=adata.n_obs,
+        n_genes=adata.n_vars,
+        level1class=tuple(sorted(adata.obs["level1class"].value_counts())),
+        group=tuple(sorted(adata.obs["group"].value_counts())),
+    )
+    if found != expected:
+        raise ValueError(
+            f"The Zeisel file is not the published one: expected {expected}, found {found}; "
+            f"get it from {_ZEISEL_URL}."
+        )
+    _check_counts(adata.X, where="The Zeisel file")
+
+
+def _find_mtx(root: Path) -> Path:
+    if (root / _MTX_FILE).is_file():
+        return root / _MTX_FILE
+    found = sorted(root.glob("*.mtx"))
+    if not found:
+        raise FileNotFoundError(f"No .mtx file in {root}; add the counts as {_MTX_FILE}.")
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ValueError(f"{root} has {len(found)} .mtx files ({names}); leave one of them there.")
+    return found[0]
+
+
+def _read_mtx(path: Path) -> sparse.csr_matrix:
+    from scipy.io import mmread
+
+    try:
+        counts = sparse.csr_matrix(mmread(path), dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a Matrix Market file: {error}") from error
+    _check_counts(counts, where=str(path))
+    counts.eliminate_zeros()
+    return counts
+
+
+def _read_labels(path: Path, shape: tuple[int, int]) -> list[str]:
+    text = path.read_text(encoding="utf-8-sig")
+    by_line = [line.strip() for line in text.splitlines() if line.strip()]
+    by_word = text.split()
+    for labels in (by_line, by_word):
+        if len(labels) in shape:
+            return _without_decimals(labels)
+    raise ValueError(
+        f"{path} has {len(by_line)} lines ({len(by_word)} words), but the matrix beside it is "
+        f"{shape[0]} x {shape[1]}: neither dimension fits; give one label per cell."
+    )
+
+
+def _without_decimals(labels: list[str]) -> list[str]:
+    if all(_WRITTEN_AS_FLOAT.fullmatch(label) and float(label).is_integer() for label in labels):
+        return [str(int(float(label))) for label in labels]
+    return labels
+
+
+def _read_genes(path: Path, n_genes: int) -> list[str]:
+    if not path.is_file():
+        return _numbered("gene", n_genes)
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    genes = [line.strip() for line in lines if line.strip()]
+    if len(genes) != n_genes:
+        raise ValueError(f"{path} names {len(genes)} genes, but the matrix has {n_genes}.")
+    return genes

@@ -1,0 +1,380 @@
+"""Plots in the manner of scanpy: training curves, and embeddings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+
+from dra_scvi._io import atomic_path
+from dra_scvi._validation import unknown_key, validate_keys
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+__all__ = ["embedding", "training"]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MISSING_COLOUR = "#D3D3D3"
+DOTS_PER_INCH = 150
+LEGEND_ROWS = 16
+
+# Title, y label, and how the keys of a panel begin.
+PANELS = (
+    ("Loss", "nats per cell", ("elbo", "reconstruction_loss")),
+    ("Divergence", "distance", ("latent_divergence", "data_divergence")),
+    ("Kullback-Leibler", "nats per cell", ("kl_local",)),
+)
+
+
+class _Panel(NamedTuple):
+    title: str
+    ylabel: str
+    keys: list[str]
+
+
+def training(
+    model_or_history: Any,
+    keys: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes | Figure | None:
+    """Plot how the terms of the objective went over the epochs.
+
+    Parameters
+    ----------
+    model_or_history
+        A trained model, or its ``history``: from names to tables with one column, by epoch.
+    keys
+        Names to draw in one panel. By default up to three panels: loss, divergence, KL.
+    ax
+        Draw everything on these axes.
+    show
+        Show the figure. By default as ``scanpy.settings.autoshow`` says, unless `ax` or `save`
+        is given.
+    save
+        Write the figure to this file.
+
+    Returns
+    -------
+    The axes of one panel, the figure of several, or None when the figure was shown.
+
+    Raises
+    ------
+    KeyError
+        When the history has no such key.
+    ValueError
+        When there is no history, or nothing in it to draw.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> history = {"elbo_train": pd.DataFrame({"elbo_train": [9.0, 7.0, 6.5]})}
+    >>> training(history, show=False).get_title()
+    'Loss'
+    """
+    history = _history(model_or_history)
+    panels = _panels(history, [keys] if isinstance(keys, str) else keys)
+    if ax is not None:
+        panels = [_merge(panels)]
+    show = _resolve_show(show, ax, save)
+    figure, grid = _axes(1, len(panels), (4.2, 3.2), ax, show)
+    for panel, axes in zip(panels, grid[0], strict=True):
+        _draw_curves(axes, history, panel)
+    return _finish(figure, grid, show, save)
+
+
+def embedding(
+    adata: AnnData,
+    basis: str | Sequence[str] = ("X_umap",),
+    color: str | Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes | Figure | None:
+    """Scatter cells in the first two dimensions of embeddings, side by side.
+
+    Parameters
+    ----------
+    adata
+        Has the embeddings in ``adata.obsm``. It is not changed.
+    basis
+        One or more keys of ``adata.obsm``, a column of panels each; ``"umap"`` finds ``"X_umap"``.
+    color
+        One or more columns of ``adata.obs``, categorical or numeric, a row of panels each. The
+        colours of categories are those in ``adata.uns[f"{color}_colors"]`` where there are any.
+    titles
+        One for each basis, in place of its name.
+    show
+        Show the figure. By default as ``scanpy.settings.autoshow`` says, unless `save` is given.
+    save
+        Write the figure to this file.
+
+    Returns
+    -------
+    The axes of one panel, the figure of several, or None when the figure was shown.
+
+    Raises
+    ------
+    KeyError
+        When an embedding or a column does not exist.
+    ValueError
+        When an embedding has fewer than two dimensions, or the titles do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> adata = AnnData(np.ones((3, 1)), obsm={"X_dra": np.eye(3)})
+    >>> embedding(adata, "X_dra", show=False).get_title()
+    'dra'
+    """
+    names = [_basis_key(adata, key) for key in ([basis] if isinstance(basis, str) else basis)]
+    colors = [color] if isinstance(color, str) or color is None else list(color)
+    validate_keys(adata, obs_keys={"color": [key for key in colors if key is not None]})
+    labels = [name.removeprefix("X_") for name in names] if titles is None else list(titles)
+    if not names or len(labels) != len(names):
+        raise ValueError(f"{len(labels)} titles do not fit {len(names)} embeddings")
+    points = [_points(adata, name) for name in names]
+    show = _resolve_show(show, None, save)
+    figure, grid = _axes(len(colors), len(names), (3.4, 3.2), None, show)
+    for key, row in zip(colors, grid, strict=True):
+        _draw_row(adata, key, points, row)
+    for label, axes in zip(labels, grid[0], strict=True):
+        axes.set_title(label)
+    return _finish(figure, grid, show, save)
+
+
+def _history(model_or_history: Any) -> dict[str, pd.Series]:
+    """Turn a model's history into one series of numbers by epoch for each name."""
+    tables = model_or_history
+    if not isinstance(tables, Mapping):
+        tables = getattr(model_or_history, "history", None)
+    if not tables:
+        raise ValueError("there is no training history: call model.train() first")
+    return {str(name): _series(table) for name, table in tables.items()}
+
+
+def _series(table: pd.DataFrame | pd.Series) -> pd.Series:
+    column = table.iloc[:, 0] if isinstance(table, pd.DataFrame) else pd.Series(table)
+    return pd.Series(np.asarray(column, dtype=float), index=column.index)
+
+
+def _panels(history: Mapping[str, pd.Series], keys: Sequence[str] | None) -> list[_Panel]:
+    """Choose what to draw where."""
+    if keys is not None:
+        for key in keys:
+            if key not in history:
+                raise KeyError(unknown_key("keys", key, "in the training history", history))
+        panels = [_Panel("Training", "value", list(keys))]
+    else:
+        panels = [
+            _Panel(title, ylabel, [key for key in history if key.startswith(prefixes)])
+            for title, ylabel, prefixes in PANELS
+        ]
+    panels = [panel for panel in panels if panel.keys]
+    if not panels:
+        names = ", ".join(history)
+        raise ValueError(f"nothing to draw; pass keys=..., the history has: {names}")
+    return panels
+
+
+def _merge(panels: Sequence[_Panel]) -> _Panel:
+    """Put all keys into one panel."""
+    if len(panels) == 1:
+        return panels[0]
+    return _Panel("Training", "value", [key for panel in panels for key in panel.keys])
+
+
+def _draw_curves(axes: Axes, history: Mapping[str, pd.Series], panel: _Panel) -> None:
+    """Draw one line for each key: a colour for each term, dashes for the held-out cells."""
+    from matplotlib.ticker import MaxNLocator
+
+    terms = list(dict.fromkeys(_term(key) for key in panel.keys))
+    for key in panel.keys:
+        curve = history[key]
+        axes.plot(
+            curve.index.to_numpy(),
+            curve.to_numpy(),
+            color=COLOURS[terms.index(_term(key)) % len(COLOURS)],
+            linestyle="--" if key.endswith("_validation") else "-",
+            linewidth=1.5,
+            marker="o" if len(curve) == 1 else None,
+            label=key.replace("_", " "),
+        )
+    axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _term(key: str) -> str:
+    return key.removesuffix("_train").removesuffix("_validation")
+
+
+def _basis_key(adata: AnnData, key: str) -> str:
+    for name in (key, f"X_{key}"):
+        if name in adata.obsm:
+            return name
+    raise KeyError(unknown_key("basis", key, "a key of adata.obsm", adata.obsm.keys()))
+
+
+def _points(adata: AnnData, name: str) -> NDArray[np.floating[Any]]:
+    """Return the first two dimensions of an embedding, (cell, 2)."""
+    values = np.asarray(adata.obsm[name])
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise ValueError(
+            f"adata.obsm[{name!r}] has shape {values.shape}; at least 2 dimensions are drawn"
+        )
+    return values[:, :2]
+
+
+def _draw_row(
+    adata: AnnData, key: str | None, points: Sequence[NDArray[Any]], row: NDArray[Any]
+) -> None:
+    """Draw every embedding in the colours of one column, and one legend at the right."""
+    if key is None:
+        for axes, xy in zip(row, points, strict=True):
+            _scatter(axes, xy, c=COLOURS[0])
+    elif _is_numeric(adata.obs[key]):
+        _draw_numeric(adata.obs[key], key, points, row)
+    else:
+        _draw_categories(adata, key, points, row)
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def _draw_numeric(
+    column: pd.Series, key: str, points: Sequence[NDArray[Any]], row: NDArray[Any]
+) -> None:
+    """Draw high values on top of low ones, missing ones beneath."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    values = column.to_numpy(dtype=float, na_value=np.nan)
+    known = values[np.isfinite(values)]
+    limits = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    colormap = colormaps["viridis"].with_extremes(bad=MISSING_COLOUR)
+    mappable = ScalarMappable(Normalize(*limits), colormap)
+    order = np.argsort(np.where(np.isfinite(values), values, -np.inf), kind="stable")
+    colours = mappable.to_rgba(np.ma.masked_invalid(values[order]))
+    for axes, xy in zip(row, points, strict=True):
+        _scatter(axes, xy[order], c=colours)
+    row[-1].figure.colorbar(mappable, ax=row[-1], label=key, pad=0.02)
+
+
+def _draw_categories(
+    adata: AnnData, key: str, points: Sequence[NDArray[Any]], row: NDArray[Any]
+) -> None:
+    """Draw cells in their order, those without a category beneath."""
+    from matplotlib.colors import to_rgba_array
+    from matplotlib.lines import Line2D
+
+    column = adata.obs[key].astype("category").cat.remove_unused_categories()
+    names = [str(name) for name in column.cat.categories]
+    palette = _palette(adata, key, column)
+    codes = column.cat.codes.to_numpy()
+    if (codes < 0).any():
+        names, palette = [*names, "missing"], [*palette, MISSING_COLOUR]
+    order = np.argsort(codes >= 0, kind="stable")
+    colours = to_rgba_array(palette)[codes[order]]
+    for axes, xy in zip(row, points, strict=True):
+        _scatter(axes, xy[order], c=colours)
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=name)
+        for name, colour in zip(names, palette, strict=True)
+    ]
+    row[-1].legend(
+        handles=handles,
+        title=key,
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        ncols=-(-len(handles) // LEGEND_ROWS),
+        frameon=False,
+        fontsize="small",
+        handletextpad=0.2,
+    )
+
+
+def _palette(adata: AnnData, key: str, column: pd.Series) -> list[str]:
+    """Take the colours stored with the data, or as many as the categories need."""
+    stored = adata.uns.get(f"{key}_colors", ())
+    by_name = dict(zip(adata.obs[key].astype("category").cat.categories, stored, strict=False))
+    if all(name in by_name for name in column.cat.categories):
+        return [str(by_name[name]) for name in column.cat.categories]
+    return _distinct_colours(len(column.cat.categories))
+
+
+def _distinct_colours(number: int) -> list[str]:
+    from scanpy.plotting import palettes
+
+    for colours in (COLOURS, palettes.default_20, palettes.default_28, palettes.default_102):
+        if number <= len(colours):
+            return list(colours[:number])
+    return [palettes.default_102[i % 102] for i in range(number)]
+
+
+def _scatter(axes: Axes, xy: NDArray[Any], **colour: Any) -> None:
+    """Draw points that shrink with their number; large plots stay small files."""
+    size = 120_000 / max(len(xy), 1)
+    axes.scatter(xy[:, 0], xy[:, 1], s=min(size, 200.0), linewidths=0, rasterized=True, **colour)
+    axes.set(xticks=[], yticks=[])
+
+
+def _resolve_show(show: bool | None, ax: Axes | None, save: str | Path | None) -> bool:
+    if show is not None:
+        return show
+    if ax is not None or save is not None:
+        return False
+    import scanpy
+
+    return bool(scanpy.settings.autoshow)
+
+
+def _axes(
+    n_rows: int, n_columns: int, size: tuple[float, float], ax: Axes | None, show: bool
+) -> tuple[Figure, NDArray[Any]]:
+    """Make a grid of axes; only a figure that will be shown is known to pyplot."""
+    if ax is not None:
+        return cast("Figure", ax.figure.figure), np.array([[ax]])
+    options: dict[str, Any] = {
+        "figsize": (size[0] * n_columns + 1.0, size[1] * n_rows),
+        "layout": "constrained",
+    }
+    if show:
+        from matplotlib import pyplot
+
+        figure = pyplot.figure(**options)
+    else:
+        from matplotlib.figure import Figure
+
+        figure = Figure(**options)
+    return figure, figure.subplots(n_rows, n_columns, squeeze=False)
+
+
+def _finish(
+    figure: Figure, grid: NDArray[Any], show: bool, save: str | Path | None
+) -> Axes | Figure | None:
+    """Save, show and return a figure."""
+    if save is not None:
+        with atomic_path(save) as temporary:
+            kind = temporary.suffix.lstrip(".").lower() or "png"
+            figure.savefig(temporary, format=kind, dpi=DOTS_PER_INCH, bbox_inches="tight")
+    if show:
+        from matplotlib import pyplot
+
+        pyplot.show()
+        return None
+    return grid[0, 0] if grid.size == 1 else figure
