@@ -2,10 +2,11 @@
 
 from importlib.metadata import version
 
-from dra_scvi import datasets, metrics, pl
+from dra_scvi import datasets, metrics, pl, presets
 from dra_scvi._exceptions import InvalidCountsError, TrainingDivergedError
 from dra_scvi._model import DRA
 from dra_scvi._module import DRAVAE
+from dra_scvi._published import PublishedDRA
 from dra_scvi._training_plan import DualMatchingPlan
 
 __version__ = version("dra_scvi")
@@ -15,8 +16,10 @@ __all__ = [
     "DRAVAE",
     "DualMatchingPlan",
     "InvalidCountsError",
+    "PublishedDRA",
     "TrainingDivergedError",
     "datasets",
     "metrics",
     "pl",
+    "presets",
 ]

@@ -133,7 +133,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     _check_parent(path)
     unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary = path.with_name(f".{path.stem}.{unique}{path.suffix}")
+    temporary = path.with_name(f".{unique}-{path.name}")
     try:
         yield temporary
         _flush_to_disk(temporary)

@@ -10,7 +10,6 @@ import gzip
 import re
 import warnings
 import zlib
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, get_args
@@ -18,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 from scipy import sparse
 
 if TYPE_CHECKING:
@@ -290,9 +290,11 @@ def _assemble(counts: sparse.csr_matrix, labels: list[str], genes: Iterable[str]
     obs = pd.DataFrame(
         {"cell_type": pd.Categorical(labels)}, index=pd.Index(_numbered("cell", counts.shape[0]))
     )
-    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(genes)))
-    adata.var_names_make_unique()
-    return adata
+    return AnnData(counts, obs=obs, var=_named_rows(genes))
+
+
+def _named_rows(names: Iterable[str]) -> pd.DataFrame:
+    return pd.DataFrame(index=make_index_unique(pd.Index(names)))
 
 
 def _numbered(prefix: str, n: int) -> list[str]:
@@ -344,7 +346,7 @@ def _invert_log_normalisation(
         raise ValueError(
             "scanpy's pbmc68k_reduced is not the file that counts can be recovered from: largest "
             f"distance from an integer {distance:.3g} (allowed {_PBMC_MAX_DISTANCE}), round trip "
-            f"error {error:.3g} (allowed {_PBMC_MAX_ERROR}); use scanpy 1.10 to 1.12."
+            f"error {error:.3g} (allowed {_PBMC_MAX_ERROR}); use scanpy 1.11 or 1.12."
         )
     counts = sparse.csr_matrix(
         (rounded.astype(np.float32), logs.indices, logs.indptr), shape=logs.shape
@@ -383,10 +385,7 @@ def _parse_zeisel(path: Path) -> AnnData:
         raise ValueError(
             f"{path} cannot be read as {_ZEISEL_FILE}: {error}; get it from {_ZEISEL_URL}."
         ) from error
-    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=pd.Index(genes)))
-    adata.obs_names_make_unique()
-    adata.var_names_make_unique()
-    return adata
+    return AnnData(counts, obs=obs, var=_named_rows(genes))
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -416,11 +415,12 @@ def _zeisel_obs(annotation: dict[str, list[str]]) -> pd.DataFrame:
     lengths = {name: len(values) for name, values in annotation.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"its annotation rows differ in length: {lengths}")
-    obs = pd.DataFrame(annotation).set_index("cell_id")
-    obs.index.name = None
-    for name in obs.columns:
-        numeric = name in _ZEISEL_NUMERIC
-        obs[name] = pd.to_numeric(obs[name]) if numeric else pd.Categorical(obs[name])
+    obs = _named_rows(annotation["cell_id"])
+    for name, values in annotation.items():
+        if name in _ZEISEL_NUMERIC:
+            obs[name] = pd.to_numeric(np.array(values))
+        elif name != "cell_id":
+            obs[name] = pd.Categorical(values)
     return obs
 
 
@@ -429,7 +429,7 @@ def _read_gene_rows(
 ) -> tuple[sparse.csr_matrix, list[str]]:
     genes: list[str] = []
     blocks: list[sparse.csr_matrix] = []
-    dtypes = defaultdict(lambda: np.dtype(np.float32), {0: np.dtype(object), 1: np.dtype(object)})
+    dtypes = {0: object, 1: object} | dict.fromkeys(range(2, n_cells + 2), np.float32)
     chunks = pd.read_csv(
         handle,
         sep="\t",
@@ -442,12 +442,11 @@ def _read_gene_rows(
     )
     for chunk in chunks:
         rows = chunk[chunk[0].notna()]
+        symbols = rows[0].astype(str).str.strip().tolist()
         values = rows.iloc[:, 2:].to_numpy(dtype=np.float32)
         if values.shape[1] != n_cells or np.isnan(values).any():
-            raise ValueError(
-                f"the rows from gene {rows.iloc[0, 0]} on do not all have {n_cells} counts"
-            )
-        genes.extend(rows[0].str.strip())
+            raise ValueError(f"not all rows from gene {symbols[0]} on have {n_cells} counts")
+        genes.extend(symbols)
         blocks.append(sparse.csr_matrix(values))
     return sparse.vstack(blocks).T.tocsr(), genes
 

@@ -187,8 +187,8 @@ def integration(embedding: ArrayLike, labels: ArrayLike, batches: ArrayLike) -> 
     - ``"clisi"``: cell-type LISI over 90 neighbours;
     - ``"silhouette_batch"``: one minus the absolute silhouette of the batches within each type;
     - ``"ilisi"``: batch LISI over 90 neighbours;
-    - ``"graph_connectivity"``: share of each type in its largest component of the graph of 15
-      neighbours;
+    - ``"graph_connectivity"``: share of each type in its largest strongly connected component of
+      the graph of 15 neighbours;
     - ``"bio_conservation"``: mean of the first two;
     - ``"batch_correction"``: mean of the other three;
     - ``"total"``: 0.6 bio conservation + 0.4 batch correction, the weights of the benchmark.

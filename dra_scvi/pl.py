@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -212,7 +212,7 @@ def _draw_curves(axes: Axes, history: Mapping[str, pd.Series], panel: _Panel) ->
             label=key.replace("_", " "),
         )
     axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
 
@@ -272,7 +272,8 @@ def _draw_numeric(
     colours = mappable.to_rgba(np.ma.masked_invalid(values[order]))
     for axes, xy in zip(row, points, strict=True):
         _scatter(axes, xy[order], c=colours)
-    row[-1].figure.colorbar(mappable, ax=row[-1], label=key, pad=0.02)
+    scale = row[-1].inset_axes((1.04, 0.1, 0.04, 0.8))
+    row[-1].figure.colorbar(mappable, cax=scale, label=key)
 
 
 def _draw_categories(
@@ -348,7 +349,7 @@ def _axes(
 ) -> tuple[Figure, NDArray[Any]]:
     """Make a grid of axes; only a figure that will be shown is known to pyplot."""
     if ax is not None:
-        return cast("Figure", ax.figure.figure), np.array([[ax]])
+        return ax.figure.figure, np.array([[ax]])
     options: dict[str, Any] = {
         "figsize": (size[0] * n_columns + 1.0, size[1] * n_rows),
         "layout": "constrained",

@@ -84,6 +84,14 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.fixture(params=[True, False])
+def autoshow(request: pytest.FixtureRequest) -> Iterator[bool]:
+    before = scanpy.settings.autoshow
+    scanpy.settings.autoshow = request.param
+    yield request.param
+    scanpy.settings.autoshow = before
+
+
 def labels(axes: Axes) -> list[str]:
     return [line.get_label() for line in axes.get_lines()]
 
@@ -92,211 +100,225 @@ def legend_texts(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-class TestTraining:
-    """Training curves."""
-
-    def test_panels(self, history: dict[str, pd.DataFrame]) -> None:
-        figure = pl.training(history, show=False)
-        assert isinstance(figure, Figure)
-        loss, divergence, kl = figure.axes
-        assert labels(loss) == ["elbo train", "elbo validation", "reconstruction loss train"]
-        assert labels(divergence) == ["latent divergence train", "data divergence train"]
-        assert labels(kl) == ["kl local train"]
-        assert [axes.get_title() for axes in figure.axes] == [
-            "Loss",
-            "Divergence",
-            "Kullback-Leibler",
-        ]
-        assert legend_texts(loss) == labels(loss)
-        assert loss.get_xlabel() == "epoch"
-        assert loss.get_ylabel() == "nats per cell"
-
-    def test_values(self, history: dict[str, pd.DataFrame]) -> None:
-        history["elbo_validation"] = history["elbo_validation"].iloc[[0, 2]].astype(object)
-        train, validation, other = pl.training(history, show=False).axes[0].get_lines()
-        np.testing.assert_array_equal(train.get_xydata(), [[0, 9], [1, 7], [2, 6]])
-        np.testing.assert_array_equal(validation.get_xydata(), [[0, 9.5], [2, 7]])
-        assert train.get_color() == validation.get_color() != other.get_color()
-        assert (train.get_linestyle(), validation.get_linestyle()) == ("-", "--")
-
-    def test_model_and_single_panel(self) -> None:
-        model = SimpleNamespace(history={"elbo_train": curve("elbo_train", [3.0])})
-        axes = pl.training(model, show=False)
-        assert isinstance(axes, Axes)
-        (line,) = axes.get_lines()
-        assert line.get_marker() == "o"
-
-    def test_keys(self, history: dict[str, pd.DataFrame]) -> None:
-        axes = pl.training(history, keys=["kl_weight", "elbo_train"], show=False)
-        assert labels(axes) == ["kl weight", "elbo train"]
-        assert labels(pl.training(history, keys="kl_weight", show=False)) == ["kl weight"]
-
-    def test_given_axes(self, history: dict[str, pd.DataFrame]) -> None:
-        axes = Figure().subplots()
-        assert pl.training(history, ax=axes) is axes
-        assert len(axes.get_lines()) == 6
-
-    def test_given_axes_in_a_subfigure(
-        self, history: dict[str, pd.DataFrame], tmp_path: Path
-    ) -> None:
-        axes = Figure().subfigures(1, 2)[0].subplots()
-        assert pl.training(history, ax=axes, save=tmp_path / "a.png") is axes
-        assert (tmp_path / "a.png").read_bytes().startswith(PNG)
-
-    def test_unknown_key(self, history: dict[str, pd.DataFrame]) -> None:
-        with pytest.raises(KeyError) as caught:
-            pl.training(history, keys=["elbo_trian"], show=False)
-        assert "keys='elbo_trian'" in caught.value.args[0]
-        assert "did you mean 'elbo_train'?" in caught.value.args[0]
-
-    @pytest.mark.parametrize("empty", [{}, None, SimpleNamespace(history=None), object()])
-    def test_untrained(self, empty: object) -> None:
-        with pytest.raises(ValueError, match=r"call model.train\(\) first"):
-            pl.training(empty, show=False)
-
-    def test_nothing_to_draw(self, history: dict[str, pd.DataFrame]) -> None:
-        with pytest.raises(ValueError, match="the history has: kl_weight"):
-            pl.training({"kl_weight": history["kl_weight"]}, show=False)
-
-    def test_show(self, history: dict[str, pd.DataFrame], shown: list[int]) -> None:
-        assert pl.training(history, show=True) is None
-        assert shown == [1]
-
-    @pytest.mark.parametrize("autoshow", [True, False])
-    def test_show_follows_scanpy(
-        self,
-        history: dict[str, pd.DataFrame],
-        shown: list[int],
-        autoshow: bool,
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
-    ) -> None:
-        monkeypatch.setattr(scanpy.settings, "autoshow", autoshow)
-        assert (pl.training(history) is None) is autoshow
-        assert shown == [1] * autoshow
-        assert pl.training(history, save=tmp_path / "a.png") is not None
-        assert shown == [1] * autoshow
-
-    @pytest.mark.parametrize(
-        ("name", "start"), [("a.png", PNG), ("a.pdf", b"%PDF"), ("a.SVG", b"<?xml"), ("a", PNG)]
-    )
-    def test_save(
-        self, history: dict[str, pd.DataFrame], tmp_path: Path, name: str, start: bytes
-    ) -> None:
-        pl.training(history, save=str(tmp_path / name))
-        assert [path.name for path in tmp_path.iterdir()] == [name]
-        assert (tmp_path / name).read_bytes().startswith(start)
-
-    def test_failed_save_leaves_the_old_file(
-        self, history: dict[str, pd.DataFrame], tmp_path: Path
-    ) -> None:
-        (tmp_path / "a.docx").write_text("old")
-        with pytest.raises(ValueError, match="docx"):
-            pl.training(history, save=tmp_path / "a.docx")
-        assert [path.name for path in tmp_path.iterdir()] == ["a.docx"]
-        assert (tmp_path / "a.docx").read_text() == "old"
+def test_training_panels(history: dict[str, pd.DataFrame]) -> None:
+    figure = pl.training(history, show=False)
+    assert isinstance(figure, Figure)
+    loss, divergence, kl = figure.axes
+    assert labels(loss) == ["elbo train", "elbo validation", "reconstruction loss train"]
+    assert labels(divergence) == ["latent divergence train", "data divergence train"]
+    assert labels(kl) == ["kl local train"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Loss",
+        "Divergence",
+        "Kullback-Leibler",
+    ]
+    assert legend_texts(loss) == labels(loss)
+    assert loss.get_xlabel() == "epoch"
+    assert loss.get_ylabel() == "nats per cell"
 
 
-class TestEmbedding:
-    """Embeddings side by side."""
+def test_training_values(history: dict[str, pd.DataFrame]) -> None:
+    history["elbo_validation"] = history["elbo_validation"].iloc[[0, 2]].astype(object)
+    train, validation, other = pl.training(history, show=False).axes[0].get_lines()
+    np.testing.assert_array_equal(train.get_xydata(), [[0, 9], [1, 7], [2, 6]])
+    np.testing.assert_array_equal(validation.get_xydata(), [[0, 9.5], [2, 7]])
+    assert train.get_color() == validation.get_color() != other.get_color()
+    assert (train.get_linestyle(), validation.get_linestyle()) == ("-", "--")
 
-    def test_grid(self, adata: AnnData) -> None:
-        before = adata.copy()
-        figure = pl.embedding(adata, ["X_umap", "X_dra"], ["kind", "depth"], show=False)
-        panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
-        assert len(panels) == 4
-        assert [axes.get_title() for axes in panels] == ["umap", "dra", "", ""]
-        assert len(figure.axes) == 5
-        assert figure.axes[-1].get_ylabel() == "depth"
-        assert all(len(axes.get_xticks()) == len(axes.get_yticks()) == 0 for axes in panels)
-        assert adata.uns == before.uns
-        pd.testing.assert_frame_equal(adata.obs, before.obs)
 
-    def test_points_without_colour(self, adata: AnnData) -> None:
-        axes = pl.embedding(adata, "umap", show=False)
-        (points,) = axes.collections
-        np.testing.assert_array_equal(points.get_offsets(), adata.obsm["X_umap"])
+def test_training_model_and_single_panel() -> None:
+    model = SimpleNamespace(history={"elbo_train": curve("elbo_train", [3.0])})
+    axes = pl.training(model, show=False)
+    assert isinstance(axes, Axes)
+    (line,) = axes.get_lines()
+    assert line.get_marker() == "o"
 
-    def test_first_two_dimensions(self, adata: AnnData) -> None:
-        (points,) = pl.embedding(adata, "X_dra", show=False).collections
-        np.testing.assert_array_equal(points.get_offsets(), adata.obsm["X_dra"][:, :2])
 
-    def test_point_size_follows_the_number_of_cells(self) -> None:
-        rng = np.random.default_rng(0)
-        adata = AnnData(np.ones((2400, 1)), obsm={"X_umap": rng.normal(size=(2400, 2))})
-        (points,) = pl.embedding(adata, show=False).collections
-        assert points.get_sizes() == pytest.approx([50.0])
+def test_training_keys(history: dict[str, pd.DataFrame]) -> None:
+    axes = pl.training(history, keys=["kl_weight", "elbo_train"], show=False)
+    assert labels(axes) == ["kl weight", "elbo train"]
+    assert labels(pl.training(history, keys="kl_weight", show=False)) == ["kl weight"]
 
-    def test_categories(self, adata: AnnData) -> None:
-        axes = pl.embedding(adata, color="kind", show=False)
-        assert axes.get_legend().get_title().get_text() == "kind"
-        assert legend_texts(axes) == ["a", "b", "missing"]
-        (points,) = axes.collections
-        np.testing.assert_array_equal(points.get_offsets()[0], adata.obsm["X_umap"][4])
-        colours = [tuple(colour) for colour in points.get_facecolors()]
-        assert colours[0] == to_rgba(pl.MISSING_COLOUR)
-        assert colours[1:] == [to_rgba(pl.COLOURS[i]) for i in (0, 1, 0, 1, 0)]
 
-    def test_stored_colours(self, adata: AnnData) -> None:
-        adata.uns["kind_colors"] = np.array(["#ff0000", "#00ff00", "#0000ff"])
-        (points,) = pl.embedding(adata, color="kind", show=False).collections
-        assert tuple(points.get_facecolors()[1]) == to_rgba("#ff0000")
-        adata.uns["kind_colors"] = ["#ff0000"]
-        (points,) = pl.embedding(adata, color="kind", show=False).collections
-        assert tuple(points.get_facecolors()[1]) == to_rgba(pl.COLOURS[0])
+def test_training_given_axes(history: dict[str, pd.DataFrame]) -> None:
+    axes = Figure().subplots()
+    assert pl.training(history, ax=axes) is axes
+    assert len(axes.get_lines()) == 6
 
-    def test_booleans_are_categories(self, adata: AnnData) -> None:
-        assert legend_texts(pl.embedding(adata, color="flag", show=False)) == ["False", "True"]
 
-    @pytest.mark.parametrize("number", [7, 8, 25, 40, 120])
-    def test_as_many_colours_as_categories(self, number: int) -> None:
-        names = [f"type-{i:03d}" for i in range(number)]
-        obs = pd.DataFrame({"kind": names}, index=names)
-        obsm = {"X_umap": np.random.default_rng(0).normal(size=(number, 2))}
-        adata = AnnData(np.ones((number, 1)), obs=obs, obsm=obsm)
-        axes = pl.embedding(adata, color="kind", show=False)
-        assert legend_texts(axes) == names
-        distinct = np.unique(axes.collections[0].get_facecolors(), axis=0)
-        assert len(distinct) == min(number, 102)
+def test_training_given_axes_in_a_subfigure(
+    history: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    axes = Figure().subfigures(1, 2)[0].subplots()
+    assert pl.training(history, ax=axes, save=tmp_path / "a.png") is axes
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
 
-    def test_numbers_are_drawn_from_missing_to_high(self, adata: AnnData) -> None:
-        axes = pl.embedding(adata, color="depth", show=False)
-        (points,) = axes.collections
-        order = [2, 1, 4, 3, 5, 0]
-        np.testing.assert_array_equal(points.get_offsets(), adata.obsm["X_umap"][order])
-        viridis = matplotlib.colormaps["viridis"]
-        colours = points.get_facecolors()
-        assert tuple(colours[0]) == to_rgba(pl.MISSING_COLOUR)
-        np.testing.assert_allclose(colours[[1, -1]], [viridis(0.0), viridis(1.0)])
 
-    def test_numbers_all_missing(self, adata: AnnData) -> None:
-        adata.obs["depth"] = np.nan
-        (points,) = pl.embedding(adata, color="depth", show=False).collections
-        assert {tuple(colour) for colour in points.get_facecolors()} == {
-            to_rgba(pl.MISSING_COLOUR)
-        }
+def test_training_unknown_key(history: dict[str, pd.DataFrame]) -> None:
+    with pytest.raises(KeyError) as caught:
+        pl.training(history, keys=["elbo_trian"], show=False)
+    assert "keys='elbo_trian'" in caught.value.args[0]
+    assert "did you mean 'elbo_train'?" in caught.value.args[0]
 
-    def test_titles(self, adata: AnnData) -> None:
-        figure = pl.embedding(adata, ["umap", "dra"], titles=["scVI", "DR-A"], show=False)
-        assert [axes.get_title() for axes in figure.axes] == ["scVI", "DR-A"]
-        with pytest.raises(ValueError, match="1 titles do not fit 2 embeddings"):
-            pl.embedding(adata, ["umap", "dra"], titles=["scVI"], show=False)
 
-    def test_unknown_names(self, adata: AnnData) -> None:
-        with pytest.raises(KeyError) as caught:
-            pl.embedding(adata, "X_umpa", show=False)
-        assert "did you mean 'X_umap'?" in caught.value.args[0]
-        with pytest.raises(KeyError) as caught:
-            pl.embedding(adata, color="kinds", show=False)
-        assert "color='kinds'" in caught.value.args[0]
-        assert "did you mean 'kind'?" in caught.value.args[0]
+@pytest.mark.parametrize("empty", [{}, None, SimpleNamespace(history=None), object()])
+def test_training_untrained(empty: object) -> None:
+    with pytest.raises(ValueError, match=r"call model.train\(\) first"):
+        pl.training(empty, show=False)
 
-    def test_one_dimension(self, adata: AnnData) -> None:
-        adata.obsm["X_line"] = np.ones((6, 1))
-        with pytest.raises(ValueError, match=r"X_line.*\(6, 1\).*2 dimensions"):
-            pl.embedding(adata, "X_line", show=False)
 
-    def test_save_and_show(self, adata: AnnData, tmp_path: Path, shown: list[int]) -> None:
-        assert pl.embedding(adata, color="kind", save=tmp_path / "a.png", show=True) is None
-        assert shown == [1]
-        assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+def test_training_nothing_to_draw(history: dict[str, pd.DataFrame]) -> None:
+    with pytest.raises(ValueError, match="the history has: kl_weight"):
+        pl.training({"kl_weight": history["kl_weight"]}, show=False)
+
+
+def test_training_show(history: dict[str, pd.DataFrame], shown: list[int]) -> None:
+    assert pl.training(history, show=True) is None
+    assert shown == [1]
+
+
+def test_training_show_follows_scanpy(
+    history: dict[str, pd.DataFrame],
+    shown: list[int],
+    autoshow: bool,
+    tmp_path: Path,
+) -> None:
+    assert (pl.training(history) is None) is autoshow
+    assert shown == [1] * autoshow
+    assert pl.training(history, save=tmp_path / "a.png") is not None
+    assert shown == [1] * autoshow
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.png", PNG), ("a.pdf", b"%PDF"), ("a.SVG", b"<?xml"), ("a", PNG)]
+)
+def test_training_save(
+    history: dict[str, pd.DataFrame], tmp_path: Path, name: str, start: bytes
+) -> None:
+    pl.training(history, save=str(tmp_path / name))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_training_failed_save_leaves_the_old_file(
+    history: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    (tmp_path / "a.docx").write_text("old")
+    with pytest.raises(ValueError, match="docx"):
+        pl.training(history, save=tmp_path / "a.docx")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.docx"]
+    assert (tmp_path / "a.docx").read_text() == "old"
+
+
+def test_embedding_grid(adata: AnnData) -> None:
+    before = adata.copy()
+    figure = pl.embedding(adata, ["X_umap", "X_dra"], ["kind", "depth"], show=False)
+    panels = figure.axes
+    assert len(panels) == 4
+    assert [axes.get_title() for axes in panels] == ["umap", "dra", "", ""]
+    assert [len(axes.child_axes) for axes in panels] == [0, 0, 0, 1]
+    assert panels[3].child_axes[0].get_ylabel() == "depth"
+    assert [axes.get_legend() is None for axes in panels] == [True, False, True, True]
+    assert all(len(axes.get_xticks()) == len(axes.get_yticks()) == 0 for axes in panels)
+    assert adata.uns == before.uns
+    pd.testing.assert_frame_equal(adata.obs, before.obs)
+
+
+def test_embedding_points_without_colour(adata: AnnData) -> None:
+    axes = pl.embedding(adata, "umap", show=False)
+    (points,) = axes.collections
+    np.testing.assert_array_equal(points.get_offsets(), adata.obsm["X_umap"])
+
+
+def test_embedding_first_two_dimensions(adata: AnnData) -> None:
+    (points,) = pl.embedding(adata, "X_dra", show=False).collections
+    np.testing.assert_array_equal(points.get_offsets(), adata.obsm["X_dra"][:, :2])
+
+
+def test_embedding_point_size_follows_the_number_of_cells() -> None:
+    rng = np.random.default_rng(0)
+    adata = AnnData(np.ones((2400, 1)), obsm={"X_umap": rng.normal(size=(2400, 2))})
+    (points,) = pl.embedding(adata, show=False).collections
+    assert points.get_sizes() == pytest.approx([50.0])
+
+
+def test_embedding_categories(adata: AnnData) -> None:
+    axes = pl.embedding(adata, color="kind", show=False)
+    assert axes.get_legend().get_title().get_text() == "kind"
+    assert legend_texts(axes) == ["a", "b", "missing"]
+    (points,) = axes.collections
+    np.testing.assert_array_equal(points.get_offsets()[0], adata.obsm["X_umap"][4])
+    colours = [tuple(colour) for colour in points.get_facecolors()]
+    assert colours[0] == to_rgba(pl.MISSING_COLOUR)
+    assert colours[1:] == [to_rgba(pl.COLOURS[i]) for i in (0, 1, 0, 1, 0)]
+
+
+def test_embedding_stored_colours(adata: AnnData) -> None:
+    adata.uns["kind_colors"] = np.array(["#ff0000", "#00ff00", "#0000ff"])
+    (points,) = pl.embedding(adata, color="kind", show=False).collections
+    assert tuple(points.get_facecolors()[1]) == to_rgba("#ff0000")
+    adata.uns["kind_colors"] = ["#ff0000"]
+    (points,) = pl.embedding(adata, color="kind", show=False).collections
+    assert tuple(points.get_facecolors()[1]) == to_rgba(pl.COLOURS[0])
+
+
+def test_embedding_booleans_are_categories(adata: AnnData) -> None:
+    assert legend_texts(pl.embedding(adata, color="flag", show=False)) == ["False", "True"]
+
+
+@pytest.mark.parametrize("number", [7, 8, 25, 40, 120])
+def test_embedding_as_many_colours_as_categories(number: int) -> None:
+    names = [f"type-{i:03d}" for i in range(number)]
+    obs = pd.DataFrame({"kind": names}, index=names)
+    obsm = {"X_umap": np.random.default_rng(0).normal(size=(number, 2))}
+    adata = AnnData(np.ones((number, 1)), obs=obs, obsm=obsm)
+    axes = pl.embedding(adata, color="kind", show=False)
+    assert legend_texts(axes) == names
+    distinct = np.unique(axes.collections[0].get_facecolors(), axis=0)
+    assert len(distinct) == min(number, 102)
+
+
+def test_embedding_numbers_are_drawn_from_missing_to_high(adata: AnnData) -> None:
+    axes = pl.embedding(adata, color="depth", show=False)
+    (points,) = axes.collections
+    order = [2, 1, 4, 3, 5, 0]
+    np.testing.assert_array_equal(points.get_offsets(), adata.obsm["X_umap"][order])
+    viridis = matplotlib.colormaps["viridis"]
+    colours = points.get_facecolors()
+    assert tuple(colours[0]) == to_rgba(pl.MISSING_COLOUR)
+    np.testing.assert_allclose(colours[[1, -1]], [viridis(0.0), viridis(1.0)])
+
+
+def test_embedding_numbers_all_missing(adata: AnnData) -> None:
+    adata.obs["depth"] = np.nan
+    (points,) = pl.embedding(adata, color="depth", show=False).collections
+    assert {tuple(colour) for colour in points.get_facecolors()} == {to_rgba(pl.MISSING_COLOUR)}
+
+
+def test_embedding_titles(adata: AnnData) -> None:
+    figure = pl.embedding(adata, ["umap", "dra"], titles=["scVI", "DR-A"], show=False)
+    assert [axes.get_title() for axes in figure.axes] == ["scVI", "DR-A"]
+    with pytest.raises(ValueError, match="1 titles do not fit 2 embeddings"):
+        pl.embedding(adata, ["umap", "dra"], titles=["scVI"], show=False)
+
+
+def test_embedding_unknown_names(adata: AnnData) -> None:
+    with pytest.raises(KeyError) as caught:
+        pl.embedding(adata, "X_umpa", show=False)
+    assert "did you mean 'X_umap'?" in caught.value.args[0]
+    with pytest.raises(KeyError) as caught:
+        pl.embedding(adata, color="kinds", show=False)
+    assert "color='kinds'" in caught.value.args[0]
+    assert "did you mean 'kind'?" in caught.value.args[0]
+
+
+def test_embedding_one_dimension(adata: AnnData) -> None:
+    adata.obsm["X_line"] = np.ones((6, 1))
+    with pytest.raises(ValueError, match=r"X_line.*\(6, 1\).*2 dimensions"):
+        pl.embedding(adata, "X_line", show=False)
+
+
+def test_embedding_save_and_show(adata: AnnData, tmp_path: Path, shown: list[int]) -> None:
+    assert pl.embedding(adata, color="kind", save=tmp_path / "a.png", show=True) is None
+    assert shown == [1]
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)

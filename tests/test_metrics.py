@@ -1,0 +1,324 @@
+"""Tests of dra_scvi.metrics against hand-made partitions and the underlying libraries."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from sklearn.metrics import (
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+    silhouette_score,
+)
+
+from dra_scvi import metrics
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PACKAGE = Path(metrics.__file__).parent
+
+
+def blobs(n_per_type: int = 40, distance: float = 30.0) -> tuple[NDArray, NDArray]:
+    """Return three round clouds, ``(3 * n_per_type, 2)``, and their names."""
+    rng = np.random.default_rng(1)
+    centres = distance * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    codes = np.repeat(np.arange(3), n_per_type)
+    return centres[codes] + rng.normal(size=(len(codes), 2)), np.array(["A", "B", "C"])[codes]
+
+
+@pytest.mark.parametrize("method", ["kmeans", "leiden"])
+def test_separate_types_are_found_perfectly(method: str) -> None:
+    embedding, labels = blobs()
+    options = {"resolution": 0.1} if method == "leiden" else {}
+    scores = metrics.clustering(embedding, labels, method=method, **options)
+    assert scores["nmi"] == pytest.approx(1.0)
+    assert scores["ari"] == pytest.approx(1.0)
+    assert scores["n_clusters"] == 3
+    assert scores["silhouette"] > 0.9
+
+
+def test_scores_equal_scikit_learn_on_overlapping_types() -> None:
+    embedding, labels = blobs(distance=2.0)
+    found = KMeans(3, n_init=10, random_state=3).fit_predict(embedding)
+    scores = metrics.clustering(embedding, labels, seed=3)
+    assert 0.1 < scores["nmi"] < 0.9
+    assert scores["nmi"] == pytest.approx(
+        normalized_mutual_info_score(labels, found, average_method="arithmetic")
+    )
+    assert scores["ari"] == pytest.approx(adjusted_rand_score(labels, found))
+    assert scores["silhouette"] == pytest.approx(silhouette_score(embedding, labels))
+
+
+def test_nmi_uses_the_arithmetic_average() -> None:
+    embedding, labels = blobs()
+    scores = metrics.clustering(embedding, labels, n_clusters=2)
+    mutual_information = -(np.log(1 / 3) / 3 + 2 * np.log(2 / 3) / 3)
+    mean_entropy = (np.log(3) + mutual_information) / 2
+    assert scores["nmi"] == pytest.approx(mutual_information / mean_entropy)
+
+
+def test_shuffled_labels_score_about_zero_by_ari() -> None:
+    embedding, labels = blobs(n_per_type=200)
+    shuffled = np.random.default_rng(0).permutation(labels)
+    scores = metrics.clustering(embedding, shuffled)
+    assert abs(scores["ari"]) < 0.02
+    assert scores["silhouette"] < 0.05
+
+
+@given(order=st.permutations([0, 1, 2]))
+@settings(max_examples=6, deadline=None)
+def test_names_of_labels_do_not_matter(order: list[int]) -> None:
+    embedding, labels = blobs(n_per_type=15, distance=2.5)
+    codes = np.array(order)[np.searchsorted(["A", "B", "C"], labels)]
+    assert metrics.clustering(embedding, codes) == pytest.approx(
+        metrics.clustering(embedding, labels)
+    )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [list, pd.Categorical, lambda x: pd.Series(x, index=range(9, 9 + len(x)))],
+    ids=["list", "categorical", "series-with-foreign-index"],
+)
+def test_labels_of_any_container_give_the_same_scores(wrap: type) -> None:
+    embedding, labels = blobs(distance=2.0)
+    assert metrics.clustering(embedding, wrap(labels)) == metrics.clustering(embedding, labels)
+
+
+def test_one_label_leaves_the_silhouette_out() -> None:
+    embedding, _ = blobs()
+    assert "silhouette" not in metrics.clustering(embedding, ["A"] * len(embedding))
+
+
+def test_as_many_labels_as_cells_leave_the_silhouette_out() -> None:
+    embedding, _ = blobs(n_per_type=4)
+    assert "silhouette" not in metrics.clustering(embedding, np.arange(12), n_clusters=3)
+
+
+def test_silhouette_of_many_cells_comes_from_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, labels = blobs(distance=3.0)
+    exact = metrics.clustering(embedding, labels)["silhouette"]
+    monkeypatch.setattr(metrics, "_SILHOUETTE_CELLS", 60)
+    drawn = [metrics.clustering(embedding, labels, seed=seed)["silhouette"] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != exact
+    assert drawn[0] == pytest.approx(exact, abs=0.15)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_kmeans_passes_seed_and_restarts_on(seed: int) -> None:
+    embedding = np.random.default_rng(0).normal(size=(90, 3))
+    expected = KMeans(8, n_init=1, random_state=seed).fit_predict(embedding)
+    found = metrics.cluster(embedding, n_clusters=8, seed=seed, n_init=1)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_kmeans_takes_another_number_of_clusters() -> None:
+    embedding, labels = blobs()
+    assert metrics.clustering(embedding, labels, n_clusters=5)["n_clusters"] == 5
+
+
+def test_leiden_looks_at_no_label() -> None:
+    embedding, labels = blobs()
+    other = np.resize(["x", "y"], len(labels))
+    found = [
+        metrics.clustering(embedding, y, method="leiden")["n_clusters"] for y in (labels, other)
+    ]
+    assert found[0] == found[1] == len(np.unique(metrics.cluster(embedding, "leiden")))
+
+
+def test_leiden_resolution_splits_further() -> None:
+    embedding, _ = blobs(n_per_type=60)
+    coarse, fine = (
+        len(np.unique(metrics.cluster(embedding, "leiden", resolution=r))) for r in (0.1, 5.0)
+    )
+    assert coarse == 3 < fine
+
+
+@pytest.mark.parametrize("method", ["kmeans", "leiden"])
+def test_same_seed_same_clusters(method: str) -> None:
+    embedding, _ = blobs(distance=2.0)
+    n_clusters = 4 if method == "kmeans" else None
+    first, second = (metrics.cluster(embedding, method, n_clusters, seed=7) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (len(embedding),)
+    assert set(first) == set(range(first.max() + 1))
+
+
+@pytest.mark.parametrize("method", ["kmeans", "leiden"])
+def test_clustering_leaves_global_state_and_input_alone(method: str) -> None:
+    embedding, labels = blobs()
+    before, state = embedding.copy(), np.random.get_state()[1].copy()  # noqa: NPY002
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.clustering(embedding, labels, method=method)
+    np.testing.assert_array_equal(embedding, before)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_cells_are_counted_in_the_error(bad: float) -> None:
+    embedding, labels = blobs()
+    embedding[[3, 3, 8], [0, 1, 0]] = bad
+    with pytest.raises(ValueError, match="in 2 of 120 cells"):
+        metrics.clustering(embedding, labels)
+
+
+@pytest.mark.parametrize("shape", [(10,), (0, 2), (10, 0), (2, 5, 1)])
+def test_embedding_must_be_a_matrix(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape \(n_cells, n_latent\).*got shape"):
+        metrics.cluster(np.zeros(shape), n_clusters=2)
+
+
+def test_length_mismatch_names_both_lengths() -> None:
+    embedding, labels = blobs()
+    with pytest.raises(ValueError, match="labels has 119 entries but the embedding has 120"):
+        metrics.clustering(embedding, labels[:-1])
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_missing_labels_are_counted_in_the_error(missing: object) -> None:
+    embedding, labels = blobs()
+    holed = labels.astype(object)
+    holed[[0, 5, 9]] = missing
+    with pytest.raises(ValueError, match="labels is missing .* in 3 of 120 cells; drop"):
+        metrics.clustering(embedding, list(holed))
+
+
+def test_unknown_method_names_the_choices() -> None:
+    embedding, labels = blobs()
+    with pytest.raises(ValueError, match="'louvain'; choose 'kmeans' or 'leiden'"):
+        metrics.clustering(embedding, labels, method="louvain")
+
+
+def test_leiden_refuses_a_number_of_clusters() -> None:
+    embedding, labels = blobs()
+    with pytest.raises(ValueError, match="set resolution"):
+        metrics.clustering(embedding, labels, method="leiden", n_clusters=3)
+
+
+def test_kmeans_without_labels_needs_a_number_of_clusters() -> None:
+    with pytest.raises(ValueError, match="pass n_clusters"):
+        metrics.cluster(blobs()[0])
+
+
+def test_leiden_refuses_two_cells() -> None:
+    with pytest.raises(ValueError, match="at least 3 cells, got 2"):
+        metrics.cluster(np.eye(2), "leiden")
+
+
+def test_missing_scib_metrics_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scib_metrics", None)
+    embedding, labels = blobs()
+    with pytest.raises(ImportError, match=r'pip install "dra_scvi\[scib\]"'):
+        metrics.integration(embedding, labels, np.resize(["x", "y"], len(labels)))
+
+
+@pytest.mark.parametrize("what", ["batch", "label"])
+def test_integration_needs_two_batches_and_two_labels(what: str) -> None:
+    embedding, labels = blobs()
+    varied, constant = np.resize(["x", "y"], len(labels)), ["z"] * len(labels)
+    arguments = (labels, constant) if what == "batch" else (constant, varied)
+    with pytest.raises(ValueError, match=f"at least two {what} values"):
+        metrics.integration(embedding, *arguments)
+
+
+def test_integration_refuses_types_confined_to_one_batch() -> None:
+    embedding, labels = blobs()
+    with pytest.raises(ValueError, match="No label occurs in two batches"):
+        metrics.integration(embedding, labels, labels)
+
+
+def test_integration_refuses_missing_batches() -> None:
+    embedding, labels = blobs()
+    batches = ["x", None, *["y"] * (len(labels) - 2)]
+    with pytest.raises(ValueError, match="batches is missing .* in 1 of 120 cells"):
+        metrics.integration(embedding, labels, batches)
+
+
+def test_integration_refuses_few_cells() -> None:
+    with pytest.raises(ValueError, match="more than 15 cells, got 4"):
+        metrics.integration(np.eye(4), list("AABB"), list("xyxy"))
+
+
+def test_integration_prefers_mixed_batches_and_separate_types() -> None:
+    pytest.importorskip("scib_metrics")
+    embedding, labels = blobs(n_per_type=100)
+    batches = np.resize(["x", "y"], len(labels))
+    shifted = embedding + 200.0 * (batches == "y")[:, None]
+    mixed, split = (metrics.integration(e, labels, batches) for e in (embedding, shifted))
+    assert mixed["silhouette_batch"] > 0.9 > split["silhouette_batch"]
+    assert mixed["ilisi"] > 0.8
+    assert split["ilisi"] < 0.05
+    assert mixed["graph_connectivity"] > 0.98
+    assert split["graph_connectivity"] == pytest.approx(0.5, abs=0.02)
+    assert mixed["clisi"] > 0.95
+    assert mixed["total"] > split["total"]
+
+
+def test_integration_label_silhouette_is_the_rescaled_one_of_scikit_learn() -> None:
+    pytest.importorskip("scib_metrics")
+    embedding, labels = blobs(distance=3.0)
+    scores = metrics.integration(embedding, labels, np.resize(["x", "y"], len(labels)))
+    expected = (silhouette_score(embedding, labels) + 1) / 2
+    assert scores["silhouette_label"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_integration_aggregates_follow_the_benchmark_weights() -> None:
+    pytest.importorskip("scib_metrics")
+    embedding, labels = blobs(distance=3.0)
+    s = metrics.integration(embedding, labels, np.resize(["x", "y"], len(labels)))
+    bio = (s["silhouette_label"] + s["clisi"]) / 2
+    mixing = (s["silhouette_batch"] + s["ilisi"] + s["graph_connectivity"]) / 3
+    assert s["total"] == pytest.approx(0.6 * bio + 0.4 * mixing)
+    assert all(type(value) is float for value in s.values())
+
+
+def test_real_batches_of_cell_lines_do_not_mix_under_pca() -> None:
+    pytest.importorskip("scib_metrics")
+    adata = real_data("sc_mixology_5batches.h5ad")
+    import scanpy as sc
+
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+    sc.pp.pca(adata, n_comps=10)
+    scores = metrics.integration(adata.obsm["X_pca"], adata.obs["cell_type"], adata.obs["batch"])
+    assert scores["clisi"] > scores["ilisi"]
+    assert scores["ilisi"] < 0.5
+
+
+def real_data(name: str):  # noqa: ANN201
+    """Read a shared data set, or skip the test where there is none."""
+    folder = os.environ.get("DRA_SCVI_DATA")
+    if not folder:
+        pytest.skip("DRA_SCVI_DATA is not set")
+    import anndata
+
+    return anndata.read_h5ad(Path(folder, name))
+
+
+@pytest.mark.parametrize("module", ["metrics", "datasets"])
+def test_module_alone_imports_no_deep_learning(module: str) -> None:
+    code = (
+        "import sys, types, importlib\n"
+        "package = types.ModuleType('dra_scvi')\n"
+        f"package.__path__ = [{str(PACKAGE)!r}]\n"
+        "sys.modules['dra_scvi'] = package\n"
+        f"importlib.import_module('dra_scvi.{module}')\n"
+        "found = {'torch', 'scvi', 'scanpy', 'pooch'} & set(sys.modules)\n"
+        "sys.exit(' '.join(found) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+    assert done.returncode == 0
