@@ -1,0 +1,141 @@
+"""The one-call scanpy step: register, train, embed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from dra_scvi import presets
+from dra_scvi._model import DRA
+from dra_scvi._published import PublishedDRA
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from anndata import AnnData
+
+__all__ = ["dra"]
+
+
+def dra(
+    adata: AnnData,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    n_latent: int = 10,
+    key_added: str = "X_dra",
+    seed: int = 0,
+    *,
+    preset: Literal["published"] | None = None,
+    max_epochs: int | None = None,
+    accelerator: str = "auto",
+    model_kwargs: Mapping[str, Any] | None = None,
+    train_kwargs: Mapping[str, Any] | None = None,
+) -> DRA:
+    """Embed the cells of `adata` with DR-A.
+
+    Parameters
+    ----------
+    adata
+        Raw counts of ``(n_cells, n_genes)``, dense or sparse.
+    layer
+        Layer that holds the counts; `None` for ``adata.X``.
+    batch_key
+        Column of ``adata.obs`` with batches to integrate.
+    n_latent
+        Dimensions of the embedding.
+    key_added
+        Where in ``adata.obsm`` the embedding is written.
+    seed
+        Seed of everything random; the global generators are left as they were. On a CPU the same
+        seed, data and number of threads give the same embedding.
+    preset
+        `"published"` runs the published program's settings (2, 10 or 20 dimensions) with
+        :class:`~dra_scvi.PublishedDRA`: it ignores `batch_key`, embeds with one sample of the
+        codes, and marks its training and test cells in ``adata.obs["dra_split"]``.
+    max_epochs
+        Passes over the data; `None` for a number that suits the number of cells.
+    accelerator
+        `"auto"`, `"cpu"`, `"gpu"`, ..., as in Lightning.
+    model_kwargs
+        Further arguments of :class:`~dra_scvi.DRA`.
+    train_kwargs
+        Further arguments of its `train`.
+
+    Returns
+    -------
+    The trained model. ``adata.obsm[key_added]``, shape ``(n_cells, n_latent)``, holds the
+    posterior means, ``adata.uns["dra"]`` the settings.
+
+    Raises
+    ------
+    KeyError
+        When `layer` or `batch_key` does not exist.
+    InvalidCountsError
+        When the matrix does not hold raw counts.
+    TrainingDivergedError
+        When a term of the objective is not finite.
+
+    Examples
+    --------
+    >>> import dra_scvi
+    >>> adata = dra_scvi.datasets.synthetic(n_cells=200, n_genes=50)
+    >>> quiet = {"enable_progress_bar": False}
+    >>> model = dra_scvi.tl.dra(adata, max_epochs=2, accelerator="cpu", train_kwargs=quiet)
+    >>> adata.obsm["X_dra"].shape
+    (200, 10)
+    """
+    settings = _settings(preset, n_latent)
+    model_cls = DRA if preset is None else PublishedDRA
+    train = {**settings.train, "accelerator": accelerator, **(train_kwargs or {})}
+    if max_epochs is not None:
+        train["max_epochs"] = max_epochs
+    with _seeded(seed):
+        model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key)
+        model = model_cls(adata, **{**settings.model, **(model_kwargs or {})})
+        model.train(**train)
+        adata.obsm[key_added] = model.get_latent_representation(give_mean=preset is None)
+    if preset is not None:
+        split = np.full(adata.n_obs, "train", dtype=object)
+        split[model.test_indices] = "test"
+        adata.obs["dra_split"] = split
+    adata.uns["dra"] = {
+        "params": {
+            "layer": layer or "X",
+            "batch_key": batch_key or "",
+            "n_latent": n_latent,
+            "key_added": key_added,
+            "seed": seed,
+            "preset": preset or "",
+            "max_epochs": model.trainer.max_epochs,
+        }
+    }
+    return model
+
+
+def _settings(preset: str | None, n_latent: int) -> presets.Preset:
+    if preset is None:
+        return presets.Preset(model={"n_latent": n_latent})
+    if preset != "published":
+        raise ValueError(f"preset must be None or 'published', not {preset!r}.")
+    return presets.published(n_latent)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed all generators, and scvi-tools' split, for the time of a block."""
+    from scvi import settings
+
+    before = settings.seed
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(enabled=True):
+        settings.seed = seed
+        try:
+            yield
+        finally:
+            settings.seed = before
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
