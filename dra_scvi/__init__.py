@@ -2,8 +2,12 @@
 
 from importlib.metadata import version
 
-from dra_scvi import datasets, metrics, pl, presets
-from dra_scvi._exceptions import InvalidCountsError, TrainingDivergedError
+from dra_scvi import datasets, metrics, pl, presets, tl
+from dra_scvi._exceptions import (
+    InvalidCountsError,
+    TrainingDivergedError,
+    TrainingInterruptedError,
+)
 from dra_scvi._model import DRA
 from dra_scvi._module import DRAVAE
 from dra_scvi._published import PublishedDRA
@@ -18,8 +22,10 @@ __all__ = [
     "InvalidCountsError",
     "PublishedDRA",
     "TrainingDivergedError",
+    "TrainingInterruptedError",
     "datasets",
     "metrics",
     "pl",
     "presets",
+    "tl",
 ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 class InvalidCountsError(ValueError):
@@ -44,9 +45,33 @@ class TrainingDivergedError(RuntimeError):
         self.term, self.epoch, self.step = term, epoch, step
         super().__init__(
             f"Training diverged: {term} is not finite in epoch {epoch}, step {step}. "
-            "Lower the learning rate (`plan_kwargs={'lr': ...}`), or look for cells with extreme "
-            "counts."
+            "Lower the learning rate (`plan_kwargs={'lr': ...}`, `--learning-rate`), or look for "
+            "cells with extreme counts."
         )
 
     def __reduce__(self) -> tuple[type[TrainingDivergedError], tuple[str, int, int]]:
         return type(self), (self.term, self.epoch, self.step)
+
+
+class TrainingInterruptedError(RuntimeError):
+    """A signal stopped training after a checkpoint had been written.
+
+    Parameters
+    ----------
+    signum
+        Number of the signal.
+    epochs
+        Epochs finished.
+    path
+        The checkpoint.
+    """
+
+    def __init__(self, signum: int, epochs: int, path: Path) -> None:
+        self.signum, self.epochs, self.path = signum, epochs, path
+        super().__init__(
+            f"Training was interrupted after {epochs} epochs; {path} holds its state. "
+            "The same call with `resume=True` (`--resume` on the command line) goes on from there."
+        )
+
+    def __reduce__(self) -> tuple[type[TrainingInterruptedError], tuple[int, int, Path]]:
+        return type(self), (self.signum, self.epochs, self.path)

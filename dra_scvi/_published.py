@@ -18,11 +18,11 @@ from scvi.distributions import ZeroInflatedNegativeBinomial
 from scvi.model import SCVI
 from scvi.module import VAE
 from scvi.module.base import LossOutput, auto_move_data
-from scvi.train import TrainingPlan
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.utils.data import DataLoader, Sampler
 
+from dra_scvi._checkpoint import ResumablePlan
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._exceptions import InvalidCountsError, TrainingDivergedError
 from dra_scvi._matching import released_distance, released_generator_loss
@@ -244,7 +244,7 @@ class PublishedVAE(VAE):
 # -- training --------------------------------------------------------------------------------
 
 
-class PublishedPlan(TrainingPlan):
+class PublishedPlan(ResumablePlan):
     """Four Adam optimizers in the released order, every step with noise and dropout of its own.
 
     In each minibatch: the autoencoder; in every third one the latent discriminator and in the

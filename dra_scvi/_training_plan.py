@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from scvi.train import TrainingPlan
 
+from dra_scvi._checkpoint import ResumablePlan
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._priors import MixturePrior
 
@@ -33,7 +33,7 @@ TERMS = (
 )
 
 
-class DualMatchingPlan(TrainingPlan):
+class DualMatchingPlan(ResumablePlan):
     r"""Train a :class:`~dra_scvi._module.DRAVAE`: autoencoder against two discriminators.
 
     The autoencoder minimises
@@ -70,7 +70,7 @@ class DualMatchingPlan(TrainingPlan):
     gradient_clip_val
         Largest norm of each player's gradient; `None` for no limit.
     **kwargs
-        Further arguments of :class:`~scvi.train.TrainingPlan`.
+        Further arguments of :class:`~dra_scvi._checkpoint.ResumablePlan`.
 
     Raises
     ------

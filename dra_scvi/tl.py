@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from dra_scvi import presets
+from dra_scvi._checkpoint import InterruptCheckpoint
 from dra_scvi._model import DRA
 from dra_scvi._published import PublishedDRA
 
@@ -34,6 +36,8 @@ def dra(
     accelerator: str = "auto",
     model_kwargs: Mapping[str, Any] | None = None,
     train_kwargs: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
 ) -> DRA:
     """Embed the cells of `adata` with DR-A.
 
@@ -64,6 +68,12 @@ def dra(
         Further arguments of :class:`~dra_scvi.DRA`.
     train_kwargs
         Further arguments of its `train`.
+    checkpoint
+        File in which the state of training is kept: written about once a minute, and when SIGINT
+        or SIGTERM asks to stop; removed at the end.
+    resume
+        Whether to go on from `checkpoint` where it exists. On a CPU the result is that of a run
+        without a stop, given the same data and arguments.
 
     Returns
     -------
@@ -78,6 +88,8 @@ def dra(
         When the matrix does not hold raw counts.
     TrainingDivergedError
         When a term of the objective is not finite.
+    TrainingInterruptedError
+        When a signal stopped training, after `checkpoint` was written.
 
     Examples
     --------
@@ -96,7 +108,7 @@ def dra(
     with _seeded(seed):
         model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key)
         model = model_cls(adata, **{**settings.model, **(model_kwargs or {})})
-        model.train(**train)
+        _train(model, train, checkpoint, resume)
         adata.obsm[key_added] = model.get_latent_representation(give_mean=preset is None)
     if preset is not None:
         split = np.full(adata.n_obs, "train", dtype=object)
@@ -122,6 +134,19 @@ def _settings(preset: str | None, n_latent: int) -> presets.Preset:
     if preset != "published":
         raise ValueError(f"preset must be None or 'published', not {preset!r}.")
     return presets.published(n_latent)
+
+
+def _train(
+    model: DRA, train: dict[str, Any], checkpoint: str | Path | None, resume: bool
+) -> None:
+    if checkpoint is None:
+        model.train(**train)
+        return
+    path = Path(checkpoint)
+    plan = {**train.pop("plan_kwargs", {}), "checkpoint": InterruptCheckpoint(path)}
+    ckpt_path = str(path) if resume and path.exists() else None
+    model.train(**train, plan_kwargs=plan, ckpt_path=ckpt_path)
+    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
