@@ -236,7 +236,10 @@ class DRAVAE(VAE):
     ) -> tuple[Tensor, Tensor]:
         """Score the real and the fake sample in one pass, reversing the gradient into the fake."""
         rows = torch.cat([real.detach().to(fake), scale_gradient(fake, -weight)])
-        real_scores, fake_scores = discriminator(rows, batch_index.repeat(2, 1)).float().chunk(2)
+        scores = discriminator(rows, batch_index.repeat(2, 1))
+        if scores.dtype.itemsize < 4:  # exponentials of scores need more room
+            scores = scores.float()
+        real_scores, fake_scores = scores.chunk(2)
         return real_scores, fake_scores
 
     def _expression(

@@ -1,0 +1,155 @@
+"""The main job on counts that ship with scanpy: PCA, scVI and DR-A embed the same cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dra_scvi import datasets, metrics, pl, tl
+from dra_scvi._io import write_h5ad, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anndata import AnnData
+
+    from dra_scvi._model import DRA
+
+__all__ = ["run"]
+
+TITLES = {"pca": "PCA", "scvi": "scVI", "dra": "DRA"}
+LABEL_KEY = "cell_type"
+N_LATENT = 10
+
+
+def run(
+    output: str | Path,
+    seed: int = 0,
+    accelerator: str = "auto",
+    progress: bool = False,
+    max_epochs: int | None = None,
+) -> dict[str, Any]:
+    """Embed 700 blood cells with PCA, scVI and DR-A, and compare clusters with the cell types.
+
+    Parameters
+    ----------
+    output
+        Folder, made when missing, for ``pbmc68k.h5ad`` (counts, the three embeddings and a UMAP
+        of each), ``umap.png``, ``training.png`` and ``metrics.json``.
+    seed
+        Seed of everything random.
+    accelerator
+        `"auto"`, `"cpu"`, `"gpu"`, ..., as in Lightning.
+    progress
+        Whether to show the progress of training.
+    max_epochs
+        Epochs of scVI and of DR-A; `None` for the default of each.
+
+    Returns
+    -------
+    What ``metrics.json`` holds: settings, and for each embedding the scores of k-means and Leiden
+    as :func:`dra_scvi.metrics.clustering` returns them.
+
+    Examples
+    --------
+    >>> from dra_scvi import demo
+    >>> scores = demo.run("pbmc")["embeddings"]  # doctest: +SKIP
+    >>> scores["dra"]["kmeans"]["nmi"]  # doctest: +SKIP
+    """
+    folder = Path(output)
+    folder.mkdir(exist_ok=True)
+    training = {"max_epochs": max_epochs, "accelerator": accelerator}
+    adata = datasets.pbmc68k()
+    _embed_pca(adata, seed)
+    _embed_scvi(adata, seed, progress, **training)
+    model = _embed_dra(adata, seed, progress, **training)
+    figures = {
+        "input": {"dataset": "pbmc68k", "n_cells": adata.n_obs, "n_genes": adata.n_vars},
+        "settings": {
+            "n_latent": N_LATENT,
+            "seed": seed,
+            "max_epochs": adata.uns["dra"]["params"]["max_epochs"],
+        },
+        "embeddings": {name: _scores(adata, name, seed) for name in TITLES},
+    }
+    for name in TITLES:
+        _add_umap(adata, name, seed)
+    _write(folder, adata, model, figures)
+    return figures
+
+
+def _embed_pca(adata: AnnData, seed: int) -> None:
+    import scanpy as sc
+
+    logs = adata.copy()
+    sc.pp.normalize_total(logs)
+    sc.pp.log1p(logs)
+    sc.pp.pca(logs, n_comps=N_LATENT, random_state=seed)
+    adata.obsm["X_pca"] = logs.obsm["X_pca"]
+
+
+def _embed_scvi(
+    adata: AnnData, seed: int, progress: bool, max_epochs: int | None, accelerator: str
+) -> None:
+    from scvi.model import SCVI
+
+    cells = adata.copy()
+    with tl._seeded(seed):
+        SCVI.setup_anndata(cells)
+        model = SCVI(cells, n_latent=N_LATENT)
+        model.train(
+            max_epochs=max_epochs, accelerator=accelerator, enable_progress_bar=progress
+        )
+        adata.obsm["X_scvi"] = model.get_latent_representation()
+
+
+def _embed_dra(
+    adata: AnnData, seed: int, progress: bool, max_epochs: int | None, accelerator: str
+) -> DRA:
+    cells = adata.copy()
+    model = tl.dra(
+        cells,
+        n_latent=N_LATENT,
+        seed=seed,
+        max_epochs=max_epochs,
+        accelerator=accelerator,
+        train_kwargs={"enable_progress_bar": progress},
+    )
+    adata.obsm["X_dra"] = cells.obsm["X_dra"]
+    adata.uns["dra"] = cells.uns["dra"]
+    return model
+
+
+def _scores(adata: AnnData, name: str, seed: int) -> dict[str, dict[str, float | int]]:
+    embedding, labels = adata.obsm[f"X_{name}"], adata.obs[LABEL_KEY]
+    return {
+        "kmeans": metrics.clustering(embedding, labels, "kmeans", seed=seed),
+        "leiden": metrics.clustering(embedding, labels, "leiden", seed=seed),
+    }
+
+
+def _add_umap(adata: AnnData, name: str, seed: int) -> None:
+    import scanpy as sc
+    from anndata import AnnData
+
+    graph = AnnData(obsm={"embedding": adata.obsm[f"X_{name}"]})
+    sc.pp.neighbors(graph, use_rep="embedding", random_state=seed)
+    sc.tl.umap(graph, random_state=seed)
+    adata.obsm[f"X_umap_{name}"] = graph.obsm["X_umap"]
+
+
+def _write(folder: Path, adata: AnnData, model: DRA, figures: dict[str, Any]) -> None:
+    outputs: dict[str, Callable[[Path], Any]] = {
+        "pbmc68k.h5ad": lambda path: write_h5ad(adata, path),
+        "umap.png": lambda path: pl.embedding(
+            adata,
+            [f"X_umap_{name}" for name in TITLES],
+            color=LABEL_KEY,
+            titles=list(TITLES.values()),
+            save=path,
+        ),
+        "training.png": lambda path: pl.training(model, save=path),
+        "metrics.json": lambda path: write_json({"schema_version": 1, **figures}, path),
+    }
+    for name, write in outputs.items():
+        write(folder / name)

@@ -1,0 +1,54 @@
+"""What several test files share: small data, real data, silence."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anndata import AnnData
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet() -> None:
+    """Keep the trainers' remarks out of the report, and the two cores free of contention."""
+    for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def adata() -> AnnData:
+    """Return 150 synthetic cells of three types in two batches."""
+    from dra_scvi import datasets
+
+    return datasets.synthetic(n_cells=150, n_genes=40, n_types=3, n_batches=2, seed=0)
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], AnnData]:
+    """Return a reader of the labelled count matrices under `DRA_SCVI_DATA`."""
+    import anndata
+
+    folder = os.environ.get("DRA_SCVI_DATA")
+    if not folder:
+        pytest.skip("real counts: set DRA_SCVI_DATA to the folder that holds them")
+
+    def read(name: str) -> AnnData:
+        path = Path(folder) / f"{name}.h5ad"
+        if not path.exists():
+            pytest.skip(f"{path.name} is not in DRA_SCVI_DATA")
+        return anndata.read_h5ad(path)
+
+    return read
