@@ -131,9 +131,21 @@ class DRAVAE(VAE):
         self.data_discriminator = Discriminator(n_input, n_hidden_discriminator, n_batch)
 
     @auto_move_data
-    def generative(self, z: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def generative(
+        self,
+        z: Tensor,
+        library: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        size_factor: Tensor | None = None,
+        y: Tensor | None = None,
+        transform_batch: Tensor | None = None,  # scvi-tools' getters look for this name
+    ) -> dict[str, Any]:
         """Run the generative process of :class:`~scvi.module.VAE` under the prior chosen."""
-        outputs = super().generative(z, *args, **kwargs)
+        outputs = super().generative(
+            z, library, batch_index, cont_covs, cat_covs, size_factor, y, transform_batch
+        )
         if not isinstance(self.prior, NormalPrior):
             outputs[MODULE_KEYS.PZ_KEY] = self.prior
         return outputs

@@ -28,10 +28,11 @@ from dra_scvi._exceptions import InvalidCountsError, TrainingDivergedError
 from dra_scvi._matching import released_distance, released_generator_loss
 from dra_scvi._model import DRA
 from dra_scvi._priors import NormalPrior, Prior, UniformPrior
+from dra_scvi._training_plan import refused_as_diverged
 from dra_scvi.presets import published
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
     from torch import Tensor
@@ -206,7 +207,9 @@ class PublishedVAE(VAE):
         }
 
     @auto_move_data
-    def generative(self, z: Tensor, library: Tensor, **_: Any) -> dict[str, Any]:
+    def generative(
+        self, z: Tensor, library: Tensor, transform_batch: Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
         """Decode codes; `"reconstruction"` is the head that only the discriminator sees."""
         scale, zi_logits, reconstruction = self.decoder(z)
         px = ZeroInflatedNegativeBinomial(
@@ -289,14 +292,13 @@ class PublishedPlan(ResumablePlan):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Step the four players in turn."""
         autoencoder, latent, generator, data = self.optimizers()
-        loss = self._autoencoder_loss(batch)
-        self._step(autoencoder, "train_loss", loss, batch_idx)
+        loss = self._step(autoencoder, "train_loss", self._autoencoder_loss, batch, batch_idx)
         if batch_idx % self.control == 0:
-            self._step(latent, "latent_discriminator", self._latent_loss(batch), batch_idx)
+            self._step(latent, "latent_discriminator", self._latent_loss, batch, batch_idx)
         else:
-            self._step(generator, "generator", self._generator_loss(batch), batch_idx)
-        self._step(data, "data_discriminator", self._data_loss(batch), batch_idx)
-        return loss.detach()
+            self._step(generator, "generator", self._generator_loss, batch, batch_idx)
+        self._step(data, "data_discriminator", self._data_loss, batch, batch_idx)
+        return loss
 
     def _autoencoder_loss(self, batch: dict[str, Tensor]) -> Tensor:
         return self.forward(batch, loss_kwargs=self.loss_kwargs)[2].loss
@@ -321,7 +323,16 @@ class PublishedPlan(ResumablePlan):
         x = self.module.transform(batch[REGISTRY_KEYS.X_KEY])
         return released_distance(discriminator(x), discriminator(reconstruction))
 
-    def _step(self, optimizer: Any, name: str, loss: Tensor, batch_idx: int) -> None:
+    def _step(
+        self,
+        optimizer: Any,
+        name: str,
+        compute: Callable[[dict[str, Tensor]], Tensor],
+        batch: dict[str, Tensor],
+        batch_idx: int,
+    ) -> Tensor:
+        with refused_as_diverged(name, self.current_epoch, batch_idx):
+            loss = compute(batch)
         if not torch.isfinite(loss):
             raise TrainingDivergedError(name, self.current_epoch, batch_idx)
         # the generator's loss reaches the discriminator too, whose optimizer is not this one
@@ -329,6 +340,7 @@ class PublishedPlan(ResumablePlan):
         self.manual_backward(loss)
         optimizer.step()
         self._sums[name].append(loss.detach())
+        return loss.detach()
 
     def on_train_epoch_end(self) -> None:
         """Log the mean of each loss."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._priors import MixturePrior
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from scvi.module.base import LossOutput
     from torch import Tensor
@@ -31,6 +32,23 @@ TERMS = (
     "data_divergence_train",
     "kl_weight",
 )
+
+
+@contextlib.contextmanager
+def refused_as_diverged(term: str, epoch: int, step: int) -> Iterator[None]:
+    """Turn the refusal to build a distribution from NaN or infinity into what it means.
+
+    Raises
+    ------
+    TrainingDivergedError
+        In place of the `ValueError` of :mod:`torch.distributions`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "to satisfy the constraint" not in str(error):
+            raise
+        raise TrainingDivergedError(term, epoch, step) from error
 
 
 class DualMatchingPlan(ResumablePlan):
@@ -114,10 +132,8 @@ class DualMatchingPlan(ResumablePlan):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of the game, whose gradient moves every player its own way."""
         self.loss_kwargs["kl_weight"] = self.kl_weight
-        try:
+        with refused_as_diverged("elbo_train", self.current_epoch, batch_idx):
             inference, generative, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
-        except ValueError as error:  # scvi-tools refuses to build distributions from NaN
-            raise self._diverged_by(error, batch_idx) from error
         divergences = self.module.matching(
             batch, inference, generative, self.latent_weight, self.data_weight
         )
@@ -127,11 +143,6 @@ class DualMatchingPlan(ResumablePlan):
         if output.extra_metrics:
             self.prepare_scib_autotune(output.extra_metrics, "training")
         return output.loss - sum(divergences.values())
-
-    def _diverged_by(self, error: ValueError, batch_idx: int) -> Exception:
-        if all(parameter.isfinite().all() for parameter in self.module.parameters()):
-            return error
-        return TrainingDivergedError("a network weight", self.current_epoch, batch_idx)
 
     def _record(
         self, output: LossOutput, divergences: dict[str, Tensor], batch_idx: int

@@ -97,9 +97,7 @@ def _embed_scvi(
     with tl._seeded(seed):
         SCVI.setup_anndata(cells)
         model = SCVI(cells, n_latent=N_LATENT)
-        model.train(
-            max_epochs=max_epochs, accelerator=accelerator, enable_progress_bar=progress
-        )
+        model.train(max_epochs=max_epochs, accelerator=accelerator, enable_progress_bar=progress)
         adata.obsm["X_scvi"] = model.get_latent_representation()
 
 

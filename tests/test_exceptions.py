@@ -49,9 +49,7 @@ def test_error_carries_its_facts(error: Exception, base: type, facts: dict) -> N
 
 @errors
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_error_survives_pickling(
-    error: Exception, base: type, facts: dict, protocol: int
-) -> None:
+def test_error_survives_pickling(error: Exception, base: type, facts: dict, protocol: int) -> None:
     found = pickle.loads(pickle.dumps(error, protocol))
     assert type(found) is type(error)
     assert isinstance(found, base)

@@ -181,9 +181,7 @@ def test_values_equal_plain_numpy(h_real: Tensor, h_fake: Tensor) -> None:
     real, fake = h_real.numpy(), h_fake.numpy()
     expected = -math.log(0.5 * (np.exp(-real).mean() + np.exp(fake).mean()))
     assert bhattacharyya(h_real, h_fake).item() == pytest.approx(expected, abs=1e-11)
-    expected = math.log(2) - 0.5 * (
-        np.log1p(np.exp(-real)).mean() + np.log1p(np.exp(fake)).mean()
-    )
+    expected = math.log(2) - 0.5 * (np.log1p(np.exp(-real)).mean() + np.log1p(np.exp(fake)).mean())
     assert jensen_shannon(h_real, h_fake).item() == pytest.approx(expected, abs=1e-11)
 
 
