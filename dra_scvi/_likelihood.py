@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import softplus
 
+from dra_scvi._count_kernel import log_expression_and_derivatives, log_prob_and_derivatives
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,21 +59,57 @@ def count_log_prob(
     >>> count_log_prob(x, ones, torch.ones(2)).exp().item()  # (1/2)² for two genes
     0.25
     """
+    # half precision has no room for these logarithms
+    mu, theta = _at_least_float32(mu), _at_least_float32(theta)
+    zi_logits = None if zi_logits is None else _at_least_float32(zi_logits)
+    x = x.to(mu.dtype)
+    if _kernel_serves(x, mu, theta, zi_logits):
+        return _KernelLogProb.apply(x, mu, theta, zi_logits)
     return _CountLogProb.apply(x, mu, theta, zi_logits)
 
 
+def _kernel_serves(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None) -> bool:
+    """Whether the one-pass kernel can be used: single precision on a CPU, one θ per gene."""
+    tensors = [x, mu, theta] if zi_logits is None else [x, mu, theta, zi_logits]
+    return theta.ndim == 1 and all(
+        t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
+    )
+
+
+class _KernelLogProb(torch.autograd.Function):
+    """The compiled pass, which brings the derivatives of every entry along."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None
+    ) -> Tensor:
+        arrays = [t if t is None else t.contiguous().numpy() for t in (x, mu, theta, zi_logits)]
+        results = log_prob_and_derivatives(*arrays, n_threads=torch.get_num_threads())
+        log_prob, *derivatives = (torch.from_numpy(array) for array in results)
+        ctx.zero_inflated = zi_logits is not None
+        ctx.save_for_backward(*derivatives)
+        return log_prob
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_mu, d_theta, d_zi = ctx.saved_tensors
+        rows = grad[:, None]
+        return None, rows * d_mu, grad @ d_theta, rows * d_zi if ctx.zero_inflated else None
+
+
 class _CountLogProb(torch.autograd.Function):
+    """The same in torch, for any device and precision."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None
     ) -> Tensor:
         rows, genes = (x > _EPS).nonzero(as_tuple=True)
         ctx.save_for_backward(x, mu, theta, zi_logits, rows, genes)
-        mu, theta, zi_logits = _at_least_float32(mu, theta, zi_logits)
         log_theta_mu = torch.log(theta + mu + _EPS)
         log_zero = theta * (torch.log(theta + _EPS) - log_theta_mu)
         theta_positive = theta.expand_as(mu)[rows, genes]
-        x_positive = x[rows, genes].to(mu)
+        x_positive = x[rows, genes]
         positive = (
             x_positive * (torch.log(mu[rows, genes] + _EPS) - log_theta_mu[rows, genes])
             + torch.lgamma(x_positive + theta_positive)
@@ -86,10 +124,9 @@ class _CountLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, mu_in, theta_in, zi_in, rows, genes = ctx.saved_tensors
-        mu, theta, zi_logits = _at_least_float32(mu_in, theta_in, zi_in)
-        grad = grad[:, None].to(mu)
-        x_positive = x[rows, genes].to(mu)
+        x, mu, theta, zi_logits, rows, genes = ctx.saved_tensors
+        grad = grad[:, None]
+        x_positive = x[rows, genes]
         total = theta + mu + _EPS
         log_ratio = torch.log(theta + _EPS) - torch.log(total)
 
@@ -98,7 +135,7 @@ class _CountLogProb(torch.autograd.Function):
         if zi_logits is not None:
             d_log_zero = torch.sigmoid(theta * log_ratio - zi_logits)
             d_log_zero[rows, genes] = 1.0
-            d_zi = (grad * (torch.sigmoid(-zi_logits) - d_log_zero)).to(zi_in.dtype)
+            d_zi = grad * (torch.sigmoid(-zi_logits) - d_log_zero)
 
         share = x_positive / total[rows, genes]
         d_mu = -d_log_zero * theta / total
@@ -109,10 +146,50 @@ class _CountLogProb(torch.autograd.Function):
             - torch.digamma(theta).expand_as(mu)[rows, genes]
             - share
         )
-        d_theta = (grad * d_theta).sum_to_size(theta.shape)
-        return None, (grad * d_mu).to(mu_in.dtype), d_theta.to(theta_in.dtype), d_zi
+        return None, grad * d_mu, (grad * d_theta).sum_to_size(theta.shape), d_zi
 
 
-def _at_least_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Compute in float32 at the least: half precision has no room for these logarithms."""
-    return tuple(t.float() if t is not None and t.dtype.itemsize < 4 else t for t in tensors)
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def log_expression(mu: Tensor, zi_logits: Tensor | None, scale: Tensor) -> Tensor:
+    r"""``ln(1 + scale · E[x])`` of a (zero-inflated) negative binomial, ``E[x] = σ(-ℓ) μ``.
+
+    Parameters
+    ----------
+    mu
+        Means before zero inflation, shape ``(n_cells, n_genes)``.
+    zi_logits
+        Logits of zero inflation ℓ, of the same shape; `None` for none.
+    scale
+        Factor of each cell, shape ``(n_cells, 1)``; no gradient flows into it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> log_expression(torch.ones(1, 2), None, torch.ones(1, 1)).exp()
+    tensor([[2., 2.]])
+    """
+    mu = _at_least_float32(mu)
+    if zi_logits is None:
+        return torch.log1p(mu * scale)
+    zi_logits = _at_least_float32(zi_logits)
+    if mu.dtype == zi_logits.dtype == torch.float32 and mu.device.type == "cpu":
+        return _KernelLogExpression.apply(mu, zi_logits, scale)
+    return torch.log1p(torch.sigmoid(-zi_logits) * mu * scale)
+
+
+class _KernelLogExpression(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, zi_logits: Tensor, scale: Tensor) -> Tensor:
+        arrays = (t.detach().contiguous().numpy() for t in (mu, zi_logits, scale.float().view(-1)))
+        results = log_expression_and_derivatives(*arrays, n_threads=torch.get_num_threads())
+        value, *derivatives = (torch.from_numpy(array) for array in results)
+        ctx.save_for_backward(*derivatives)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_mu, d_zi = ctx.saved_tensors
+        return grad * d_mu, grad * d_zi, None

@@ -97,7 +97,7 @@ class DRA(SCVI):
         prior: PriorName = "normal",
         n_components: int = 20,
         divergence: DivergenceName = "bhattacharyya",
-        n_hidden_discriminator: Sequence[int] = (128,),
+        n_hidden_discriminator: Sequence[int] = (64,),
         **kwargs: Any,
     ) -> None:
         super().__init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from scvi.module.base import LossOutput, auto_move_data
 from torch.distributions import kl_divergence
 
 from dra_scvi._compat import MODULE_KEYS
-from dra_scvi._likelihood import count_log_prob
+from dra_scvi._likelihood import count_log_prob, log_expression
 from dra_scvi._matching import DIVERGENCES, scale_gradient
 from dra_scvi._networks import Discriminator, set_decoder_widths, set_widths
 from dra_scvi._priors import PRIORS, MixturePrior, NormalPrior, Prior
@@ -102,7 +103,7 @@ class DRAVAE(VAE):
         prior: PriorName = "normal",
         n_components: int = 20,
         divergence: DivergenceName = "bhattacharyya",
-        n_hidden_discriminator: Sequence[int] = (128,),
+        n_hidden_discriminator: Sequence[int] = (64,),
         **vae_kwargs: Any,
     ) -> None:
         widths = [n_hidden] * n_layers if isinstance(n_hidden, int) else list(n_hidden)
@@ -230,29 +231,15 @@ class DRAVAE(VAE):
         if latent_weight:
             z = inference_outputs[MODULE_KEYS.Z_KEY]
             prior_z = self.z_encoder.z_transformation(self.prior.sample(len(z)))
-            scores = self._scores(self.latent_discriminator, prior_z, z, latent_weight, batch_index)
-            terms["latent_divergence"] = estimate(*scores)
+            score = partial(self.latent_discriminator, batch_index=batch_index)
+            z = scale_gradient(z, -latent_weight)
+            terms["latent_divergence"] = estimate(score(prior_z), score(z))
         if data_weight:
             x, x_hat = self._expression(tensors, inference_outputs, generative_outputs)
-            scores = self._scores(self.data_discriminator, x, x_hat, data_weight, batch_index)
-            terms["data_divergence"] = estimate(*scores)
+            score = partial(self.data_discriminator, batch_index=batch_index)
+            x_hat = scale_gradient(x_hat, -data_weight)
+            terms["data_divergence"] = estimate(score(x), score(x_hat))
         return terms
-
-    @staticmethod
-    def _scores(
-        discriminator: Discriminator,
-        real: Tensor,
-        fake: Tensor,
-        weight: float,
-        batch_index: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Score the real and the fake sample in one pass, reversing the gradient into the fake."""
-        rows = torch.cat([real.detach().to(fake), scale_gradient(fake, -weight)])
-        scores = discriminator(rows, batch_index.repeat(2, 1))
-        if scores.dtype.itemsize < 4:  # exponentials of scores need more room
-            scores = scores.float()
-        real_scores, fake_scores = scores.chunk(2)
-        return real_scores, fake_scores
 
     def _expression(
         self,
@@ -261,14 +248,15 @@ class DRAVAE(VAE):
         generative_outputs: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """Data and reconstructed means as log1p of counts scaled to the minibatch's mean depth."""
-        x = tensors[REGISTRY_KEYS.X_KEY]
-        x_hat = generative_outputs[MODULE_KEYS.PX_KEY].mean
+        x, px = tensors[REGISTRY_KEYS.X_KEY], generative_outputs[MODULE_KEYS.PX_KEY]
         if self.gene_likelihood == "normal":
-            return x, x_hat
+            return x, px.mean
         depth = x.sum(-1, keepdim=True).clamp_min(1.0)
         scale = depth.mean() / depth
-        return torch.log1p(x * scale), torch.log1p(x_hat * scale)
-
+        if self.gene_likelihood == "poisson":
+            return torch.log1p(x * scale), torch.log1p(px.mean * scale)
+        zi_logits = px.zi_logits if self.gene_likelihood == "zinb" else None
+        return torch.log1p(x * scale), log_expression(px.mu, zi_logits, scale)
 
     @torch.inference_mode()
     @auto_move_data

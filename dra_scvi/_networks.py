@@ -58,7 +58,9 @@ class Discriminator(nn.Module):
                 raise ValueError("This discriminator sees batches: pass `batch_index`.")
             batch = one_hot(batch_index.long().squeeze(-1), self.n_batch).to(rows)
             rows = torch.cat([rows, batch], dim=-1)
-        return self.layers(rows).squeeze(-1)
+        scores = self.layers(rows).squeeze(-1)
+        # divergences take exponentials of scores, for which half precision has no room
+        return scores.float() if scores.dtype.itemsize < 4 else scores
 
 
 def set_widths(layers: FCLayers, widths: Sequence[int]) -> None:

@@ -67,7 +67,7 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
-        super().__init__("Interrupted; nothing was written.")
+        super().__init__(f"Interrupted by {signal.Signals(signum).name}.")
 
 
 class _Terminated(KeyboardInterrupt):
@@ -115,7 +115,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, click.Abort):
         return "Interrupted."
     text = _one_line(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if exit_code(error) != BUG:
+    if exit_code(error) != BUG or isinstance(error, OSError):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
 
@@ -184,7 +184,7 @@ def _limited_threads(threads: int) -> Iterator[None]:
 
     before = torch.get_num_threads(), numba.get_num_threads()
     torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, before[1]))
     try:
         with threadpool_limits(threads):
             yield
@@ -290,17 +290,32 @@ def _command(name: str) -> Callable[[Callable[..., Result]], click.Command]:
 def _session(common: Common) -> Iterator[None]:
     """Keep stdout for results, libraries silent, and threads within their number."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        # scvi-tools prints there; Lightning's bar is the one thing worth seeing
+        shown = common.debug or common.shows_bar
+        chatter = sys.stderr if shown else stack.enter_context(Path(os.devnull).open("w"))
+        stack.enter_context(contextlib.redirect_stdout(chatter))
         if not common.debug:
             stack.enter_context(_quiet_libraries())
         if common.threads is not None:
             stack.enter_context(_limited_threads(common.threads))
         try:
+            _check_accelerator(common.accelerator)
             yield
         except BaseException:
             if common.debug:
                 traceback.print_exc()
             raise
+
+
+def _check_accelerator(name: str) -> None:
+    """Refuse names that Lightning does not know; it tells itself what is not there."""
+    if name in ("auto", "cpu", "gpu"):
+        return
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    known = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
+    if name not in known:
+        raise click.UsageError(f"--accelerator {name}: choose one of {', '.join(known)}.")
 
 
 def _emit(name: str, result: Result, common: Common) -> None:
@@ -651,7 +666,7 @@ def train(common: Common, **options: Any) -> Result:
     _check_trainable(adata, request)
     model = _fit(adata, request, common)
     scores, cells = _score_training(adata, request, common)
-    figures = {
+    figures: dict[str, Any] = {
         "input": {
             "n_cells": adata.n_obs,
             "n_genes": adata.n_vars,
@@ -740,8 +755,11 @@ def _score_training(
 
 def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> dict[str, Any]:
     """Name the settings that held, given or not."""
+    from dra_scvi import presets
+
     chosen = model.init_params_["non_kwargs"]
     plan = model.trainer.lightning_module
+    preset = presets.published(request.n_latent).train if request.preset else {}
     settings = {
         "n_latent": request.n_latent,
         "preset": request.preset,
@@ -749,7 +767,7 @@ def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> di
         "max_epochs": model.trainer.max_epochs,
         "learning_rate": getattr(plan, "lr", None),
         "beta1": getattr(plan, "beta1", None),
-        "batch_size": request.batch_size,
+        "batch_size": request.batch_size or preset.get("batch_size"),
         **{name: chosen[name] for name in TrainRequest.MODEL if name in chosen},
     }
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
@@ -966,8 +984,8 @@ def info(common: Common, model_dir: Path) -> Result:
         "first_genes": saved.genes[:GENES_SHOWN],
     }
     shown = {**facts, "first_genes": ", ".join(saved.genes[:GENES_SHOWN])}
-    rows = [{"model": name, "": "-" if v is None else str(v)} for name, v in shown.items()]
-    return Result({"model": facts}, rows=rows)
+    rows = [{"field": name, "value": "-" if v is None else str(v)} for name, v in shown.items()]
+    return Result({"model": facts}, f"Model in {model_dir.name}", rows)
 
 
 def _n_batch(saved: SavedModel) -> int:

@@ -58,7 +58,7 @@ def run(
     """
     folder = Path(output)
     folder.mkdir(exist_ok=True)
-    training = {"max_epochs": max_epochs, "accelerator": accelerator}
+    training: dict[str, Any] = {"max_epochs": max_epochs, "accelerator": accelerator}
     adata = datasets.pbmc68k()
     _embed_pca(adata, seed)
     _embed_scvi(adata, seed, progress, **training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 
@@ -48,7 +49,8 @@ def test_other_dimensions_are_refused_by_number(n_latent: int) -> None:
 
 @pytest.mark.parametrize("n_latent", SETTINGS)
 def test_changing_a_preset_leaves_the_next_one_alone(n_latent: int) -> None:
-    changed, expected = published(n_latent), published(n_latent)
+    changed = published(n_latent)
+    expected = copy.deepcopy(changed)
     changed.model["n_hidden"].append(7)
     changed.model["n_hidden_discriminator"][0] = 7
     changed.model["n_latent"] = 7

@@ -1,0 +1,748 @@
+"""Tests of the command line: exit codes, streams, outputs whole or not at all, equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+import dra_scvi
+from dra_scvi import datasets, metrics, tl
+from dra_scvi import demo as demo_job
+from dra_scvi._exceptions import TrainingDivergedError
+from dra_scvi.cli import exit_code, program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.testing import Result
+
+SETTINGS = ("--accelerator", "cpu", "--threads", "1")
+EPOCHS = 3
+N_CELLS, N_GENES, N_TYPES = 120, 30, 3
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(program, [str(arg) for arg in args])
+
+
+def spawn(*args: object, code: str = "from dra_scvi.cli import main; main()") -> Any:
+    """Run the program in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+
+
+def train_args(folder: Path, source: Path, **changes: Any) -> list[object]:
+    options = {
+        "output": folder / "out.h5ad",
+        "label-key": "cell_type",
+        "max-epochs": EPOCHS,
+        "json": folder / "out.json",
+        **changes,
+    }
+    named = [
+        part
+        for name, value in options.items()
+        if value is not None
+        for part in (f"--{name}", value)
+    ]
+    return ["train", source, *named, *SETTINGS]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def error_line(result: Result) -> str:
+    """Return the only line on stderr."""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("dra-scvi: error: ")
+    assert result.stdout == ""
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cells with a layer, an embedding and bookkeeping of a model of somebody else."""
+    adata = datasets.synthetic(N_CELLS, N_GENES, n_types=N_TYPES, n_batches=2)
+    adata.layers["counts"] = adata.X.copy()
+    adata.obsm["X_other"] = np.arange(2 * N_CELLS, dtype=np.float32).reshape(N_CELLS, 2)
+    adata.obs["_scvi_batch"] = np.arange(N_CELLS)
+    adata.uns["note"] = "kept"
+    path = tmp_path_factory.mktemp("input") / "cells.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with what one command wrote: out.h5ad, out.json, stdout, and a model."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = invoke(*train_args(folder, source, **{"model-dir": folder / "model"}))
+    assert result.exit_code == 0, result.stderr
+    (folder / "stdout").write_text(result.stdout)
+    (folder / "stderr").write_text(result.stderr)
+    return folder
+
+
+# -- the program -------------------------------------------------------------------------------
+
+
+def test_version_is_bare_and_module_runs() -> None:
+    command = [sys.executable, "-m", "dra_scvi", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (
+        0,
+        f"{dra_scvi.__version__}\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "embed", "evaluate", "info", "demo"])
+def test_help_has_example_and_common_options(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: dra-scvi {command}" in result.stdout
+    for option in ("--seed", "--threads", "--accelerator", "--quiet", "--debug", "--json"):
+        assert option in result.stdout
+
+
+def test_without_command_shows_help_and_fails() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Commands:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (dra_scvi.InvalidCountsError("x"), 65),
+        (KeyError("x"), 65),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "x"), 65),
+        (FileNotFoundError("x"), 66),
+        (TrainingDivergedError("elbo", 1, 2), 70),
+        (FileExistsError("x"), 73),
+        (dra_scvi.TrainingInterruptedError(signal.SIGINT, 1, Path("x")), 130),
+        (dra_scvi.TrainingInterruptedError(signal.SIGTERM, 1, Path("x")), 143),
+        (PermissionError("x"), 1),
+        (AttributeError("x"), 1),
+    ],
+)
+def test_exit_codes(error: Exception, code: int) -> None:
+    assert exit_code(error) == code
+
+
+# -- train -------------------------------------------------------------------------------------
+
+
+def test_train_adds_embedding_and_changes_nothing_else(source: Path, trained: Path) -> None:
+    before, after = anndata.read_h5ad(source), anndata.read_h5ad(trained / "out.h5ad")
+    assert after.obsm["X_dra"].shape == (N_CELLS, 10)
+    assert after.uns["dra"]["params"]["max_epochs"] == EPOCHS
+    assert set(after.uns) - set(before.uns) == {"dra"}
+    assert set(after.obsm) - set(before.obsm) == {"X_dra"}
+    pd.testing.assert_frame_equal(after.obs, before.obs)
+    pd.testing.assert_frame_equal(after.var, before.var)
+    assert (after.X != before.X).nnz == 0
+    assert after.uns["note"] == "kept"
+
+
+def test_train_leaves_no_temporary_and_no_checkpoint(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"out.h5ad", "out.json", "model", "stdout", "stderr"}
+    assert [path.name for path in (trained / "model").iterdir()] == ["model.pt"]
+
+
+def test_train_figures(trained: Path) -> None:
+    figures = json.loads((trained / "out.json").read_text())
+    assert figures["schema_version"] == 1
+    assert figures["command"] == "train"
+    assert figures["version"] == dra_scvi.__version__
+    assert figures["cells"] == "all"
+    assert figures["input"] == {
+        "n_cells": N_CELLS,
+        "n_genes": N_GENES,
+        "layer": None,
+        "batch_key": None,
+        "label_key": "cell_type",
+    }
+    assert figures["settings"]["max_epochs"] == EPOCHS
+    assert figures["settings"]["n_latent"] == 10
+    assert np.isfinite(figures["training"]["elbo_train"])
+    adata = anndata.read_h5ad(trained / "out.h5ad")
+    for method in ("kmeans", "leiden"):
+        expected = metrics.clustering(adata.obsm["X_dra"], adata.obs["cell_type"], method)
+        assert figures[method] == pytest.approx(expected)
+
+
+def test_train_streams(trained: Path) -> None:
+    figures = json.loads((trained / "out.json").read_text())
+    table = (trained / "stdout").read_text()
+    assert f"{figures['kmeans']['nmi']:.3f}" in table
+    assert f"{figures['leiden']['ari']:.3f}" in table
+    lines = (trained / "stderr").read_text().splitlines()
+    assert lines[0] == f"training on {N_CELLS} cells and {N_GENES} genes"
+    assert [line.split()[0] for line in lines[1:]] == ["wrote"] * 3
+
+
+def test_train_twice_gives_equal_bytes(source: Path, trained: Path, tmp_path: Path) -> None:
+    result = spawn(*train_args(tmp_path, source), "--quiet")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "out.json").read_bytes() == (trained / "out.json").read_bytes()
+    assert digest(tmp_path / "out.h5ad") == digest(trained / "out.h5ad")
+
+
+def test_train_seed_matters(source: Path, trained: Path, tmp_path: Path) -> None:
+    assert invoke(*train_args(tmp_path, source, seed=1, json=None)).exit_code == 0
+    one, other = (anndata.read_h5ad(folder / "out.h5ad") for folder in (trained, tmp_path))
+    assert not np.allclose(one.obsm["X_dra"], other.obsm["X_dra"])
+
+
+def test_train_uses_layer_and_batches(source: Path, trained: Path, tmp_path: Path) -> None:
+    args = train_args(tmp_path, source, layer="counts", **{"batch-key": "batch"})
+    assert invoke(*args).exit_code == 0
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert figures["input"]["layer"] == "counts"
+    assert figures["input"]["batch_key"] == "batch"
+    one, other = (anndata.read_h5ad(folder / "out.h5ad") for folder in (trained, tmp_path))
+    assert not np.allclose(one.obsm["X_dra"], other.obsm["X_dra"])
+
+
+def test_json_to_stdout_is_alone_there(source: Path, trained: Path, tmp_path: Path) -> None:
+    result = invoke(*train_args(tmp_path, source, json="-"))
+    assert result.stdout == (trained / "out.json").read_text()
+
+
+def test_published_scores_test_cells_and_logs(source: Path, tmp_path: Path) -> None:
+    log = tmp_path / "Metrics_cells.txt"
+    options = {"preset": "published", "batch-size": 32, "metrics-log": log}
+    for _ in range(2):
+        result = invoke(*train_args(tmp_path, source, **options), "--force")
+        assert result.exit_code == 0, result.stderr
+    figures = json.loads((tmp_path / "out.json").read_text())
+    adata = anndata.read_h5ad(tmp_path / "out.h5ad")
+    test = adata[adata.obs["dra_split"] == "test"]
+    expected = metrics.clustering(test.obsm["X_dra"], test.obs["cell_type"], "kmeans", seed=0)
+    assert test.n_obs == N_CELLS // 5
+    assert figures["cells"] == "test"
+    assert figures["kmeans"] == pytest.approx(expected)
+    assert figures["settings"]["learning_rate"] == 7e-4
+    assert figures["settings"]["leak"] == 0.2
+    lines = log.read_text().splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert " cells.h5ad n_latent=10 preset=published " in line
+        assert line.endswith(f" NMI={figures['kmeans']['nmi']:.4f}")
+
+
+class Captured(Exception):
+    """Stops a command where training would begin."""
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path) -> Callable[..., dict]:
+    """Return the arguments of `tl.dra` for some options."""
+
+    def run(*options: object) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        def stop(*_: Any, **kwargs: Any) -> None:
+            seen.update(kwargs)
+            raise Captured
+
+        monkeypatch.setattr(tl, "dra", stop)
+        result = invoke("train", source, "--output", tmp_path / "out.h5ad", *options)
+        assert result.exit_code == 1, result.stderr
+        return seen
+
+    return run
+
+
+def test_unset_options_are_not_passed(capture: Callable[..., dict]) -> None:
+    seen = capture()
+    assert seen["model_kwargs"] == {}
+    assert seen["train_kwargs"] == {"enable_progress_bar": False}
+    assert (seen["max_epochs"], seen["preset"], seen["seed"]) == (None, None, 0)
+    assert (seen["n_latent"], seen["accelerator"], seen["resume"]) == (10, "auto", False)
+
+
+def test_options_reach_the_model(capture: Callable[..., dict], tmp_path: Path) -> None:
+    seen = capture(
+        *("--n-hidden", "16,8", "--n-hidden-discriminator", "4", "--dropout-rate", 0.3),
+        *("--prior", "uniform", "--divergence", "jensen-shannon", "--learning-rate", 0.01),
+        *("--batch-size", 32, "--max-epochs", 7, "--seed", 5, "--n-latent", 3, "--resume"),
+    )
+    assert seen["model_kwargs"] == {
+        "n_hidden": [16, 8],
+        "n_hidden_discriminator": [4],
+        "dropout_rate": 0.3,
+        "prior": "uniform",
+        "divergence": "jensen-shannon",
+    }
+    assert seen["train_kwargs"]["plan_kwargs"] == {"lr": 0.01}
+    assert seen["train_kwargs"]["batch_size"] == 32
+    assert (seen["max_epochs"], seen["seed"], seen["n_latent"]) == (7, 5, 3)
+    assert seen["resume"]
+    assert seen["checkpoint"] == tmp_path / ".out.h5ad.ckpt"
+
+
+def test_published_options_keep_the_rest_of_the_preset(capture: Callable[..., dict]) -> None:
+    seen = capture(
+        *("--preset", "published", "--n-latent", 2, "--leak", 0.1, "--no-batch-norm"),
+        *("--beta1", 0.5),
+    )
+    assert seen["preset"] == "published"
+    assert seen["model_kwargs"] == {"leak": 0.1, "batch_norm": False}
+    assert seen["train_kwargs"]["plan_kwargs"] == {"lr": 8e-4, "beta1": 0.5}
+
+
+# -- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--leak", "0.1"], "--leak needs --preset published"),
+        (["--beta1", "0.5"], "--beta1 needs --preset published"),
+        (["--no-batch-norm"], "--batch-norm needs --preset published"),
+        (["--preset", "published", "--n-latent", "5"], "not 5"),
+        (["--preset", "published", "--divergence", "jensen-shannon"], "--divergence"),
+        (["--preset", "published", "--prior", "mixture"], "--prior mixture"),
+        (["--metrics-log", "log.txt"], "--metrics-log needs --label-key"),
+        (["--n-hidden", "12,x"], "'12,x' is not a list of widths"),
+        (["--n-hidden", "0"], "'0' is not a list of widths"),
+        (["--output", "out.csv"], "'out.csv' does not end in .h5ad"),
+        (["--max-epochs", "0"], "--max-epochs"),
+        (["--epochs", "3"], "No such option"),
+        (["--accelerator", "abacus"], "--accelerator abacus: choose one of auto, cpu"),
+    ],
+)
+def test_wrong_usage(options: list[str], text: str, source: Path, tmp_path: Path) -> None:
+    result = invoke("train", source, "--output", tmp_path / "out.h5ad", "--quiet", *options)
+    assert text in error_line(result)
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def with_value(value: float) -> Callable[[Path, Path], None]:
+    def write(source: Path, path: Path) -> None:
+        adata = anndata.read_h5ad(source)
+        dense = adata.X.toarray()
+        dense[4, 2] = value
+        adata.X = dense
+        adata.write_h5ad(path)
+
+    return write
+
+
+def truncated(source: Path, path: Path) -> None:
+    path.write_bytes(source.read_bytes()[:2000])
+
+
+def without_label(source: Path, path: Path) -> None:
+    adata = anndata.read_h5ad(source)
+    adata.obs["cell_type"] = adata.obs["cell_type"].where(np.arange(N_CELLS) > 2)
+    adata.write_h5ad(path)
+
+
+BAD_INPUTS: dict[str, tuple[Callable[[Path, Path], Any], dict[str, Any], int, str]] = {
+    "empty": (lambda _, path: path.touch(), {}, 65, "is empty (0 bytes)"),
+    "truncated": (truncated, {}, 65, "could not be read"),
+    "missing": (lambda _, path: None, {}, 66, "does not exist"),
+    "layer": (shutil.copy, {"layer": "count"}, 65, "did you mean 'counts'?"),
+    "label": (shutil.copy, {"label-key": "celltype"}, 65, "did you mean 'cell_type'?"),
+    "batch": (shutil.copy, {"batch-key": "batches"}, 65, "did you mean 'batch'?"),
+    "no label": (without_label, {}, 65, "3 of 120 cells have no label"),
+    "negative": (with_value(-1), {}, 65, "cell 'cell_4', gene 'gene_2', value -1"),
+    "NaN": (with_value(np.nan), {}, 65, "1 NaN value (first: cell 'cell_4', gene 'gene_2')"),
+    "fraction": (with_value(0.5), {}, 65, "1 non-integer value"),
+    "output": (shutil.copy, {"make": "out.h5ad"}, 73, "pass --force"),
+    "model": (shutil.copy, {"make": "model", "model-dir": "model"}, 73, "pass --force"),
+    "json": (shutil.copy, {"make": "out.json", "json": "out.json"}, 73, "pass --force"),
+    "folder": (shutil.copy, {"output": "no/out.h5ad"}, 66, "the folder no does not exist"),
+    "log": (shutil.copy, {"metrics-log": "no/log"}, 66, "the folder no does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_writes_nothing(
+    case: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, changes, code, text = BAD_INPUTS[case]
+    monkeypatch.chdir(tmp_path)
+    prepare(source, Path("in.h5ad"))
+    options = dict(changes)
+    if "make" in options:
+        Path(options.pop("make")).write_bytes(b"precious")
+    before = {path.name: digest(path) for path in tmp_path.iterdir()}
+    result = invoke(*train_args(Path(), Path("in.h5ad"), **{"json": None, **options}))
+    assert text in error_line(result)
+    assert result.exit_code == code
+    assert {path.name: digest(path) for path in tmp_path.iterdir()} == before
+
+
+def test_bad_input_in_a_process(tmp_path: Path) -> None:
+    result = spawn("train", tmp_path / "none.h5ad", "--output", tmp_path / "out.h5ad")
+    assert result.returncode == 66
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("dra-scvi: error: ")
+
+
+def test_odd_input_is_warned_of_once(source: Path, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(source)
+    adata.X = adata.X.toarray()
+    adata.X[3] = 0
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    result = invoke(*train_args(tmp_path, tmp_path / "in.h5ad"), "--quiet")
+    assert result.exit_code == 0
+    [line] = result.stderr.splitlines()
+    assert line.startswith("dra-scvi: warning: adata.X: 1 cell has no counts")
+
+
+def test_diverged_training(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: Any, **__: Any) -> None:
+        raise TrainingDivergedError("elbo_train", 3, 1)
+
+    monkeypatch.setattr(tl, "dra", diverge)
+    result = invoke(*train_args(tmp_path, source), "--quiet")
+    assert result.exit_code == 70
+    assert "elbo_train is not finite in epoch 3" in error_line(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bugs_point_at_debug(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr(tl, "dra", fail)
+    args = train_args(tmp_path, source)
+    short, long = invoke(*args, "--quiet"), invoke(*args, "--debug")
+    assert short.exit_code == long.exit_code == 1
+    assert error_line(short).endswith("ZeroDivisionError: a b (unexpected; --debug shows where)")
+    assert "Traceback (most recent call last)" in long.stderr
+
+
+# -- interrupts --------------------------------------------------------------------------------
+
+STOP_IN_SECOND_EPOCH = """
+import os, signal
+from dra_scvi import _checkpoint, cli
+
+callback = _checkpoint.InterruptCheckpoint
+save = callback.on_train_epoch_end
+
+def stop(self, trainer, plan):
+    if trainer.current_epoch == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    save(self, trainer, plan)
+
+callback.on_train_epoch_end = stop
+cli.main()
+"""
+
+
+def test_sigterm_and_resume(source: Path, trained: Path, tmp_path: Path) -> None:
+    args = train_args(tmp_path, source)
+    result = spawn(*args, "--quiet", code=STOP_IN_SECOND_EPOCH)
+    assert result.returncode == 143
+    assert result.stderr.startswith("dra-scvi: error: Training was interrupted after 2 epochs")
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [".out.h5ad.ckpt"]
+    resumed = invoke(*args, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.stderr.startswith("going on from ")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.h5ad", "out.json"}
+    one, other = (anndata.read_h5ad(folder / "out.h5ad") for folder in (trained, tmp_path))
+    np.testing.assert_array_equal(one.obsm["X_dra"], other.obsm["X_dra"])
+    assert (tmp_path / "out.json").read_bytes() == (trained / "out.json").read_bytes()
+
+
+def test_resume_without_checkpoint_starts_afresh(
+    source: Path, trained: Path, tmp_path: Path
+) -> None:
+    result = invoke(*train_args(tmp_path, source), "--resume")
+    assert result.exit_code == 0
+    assert "starting from the beginning" in result.stderr.splitlines()[0]
+    assert digest(tmp_path / "out.h5ad") == digest(trained / "out.h5ad")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_outside_of_training(
+    signum: int, code: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr("dra_scvi.cli._score_training", interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    result = invoke(*train_args(tmp_path, source), "--quiet")
+    assert result.exit_code == code
+    assert f"Interrupted by {signal.Signals(signum).name}" in error_line(result)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# -- threads -----------------------------------------------------------------------------------
+
+
+def test_threads_are_limited_and_restored(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    clustering = metrics.clustering
+
+    def watch(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        seen.append(torch.get_num_threads())
+        return clustering(*args, **kwargs)
+
+    monkeypatch.setattr(metrics, "clustering", watch)
+    before = torch.get_num_threads()
+    args = ("evaluate", trained / "out.h5ad", "--label-key", "cell_type", "--threads")
+    torch.set_num_threads(3)
+    try:
+        assert invoke(*args, 2).exit_code == 0
+        assert seen == [2, 2]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- embed -------------------------------------------------------------------------------------
+
+
+def test_embed_finds_genes_by_name(source: Path, trained: Path, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(source)
+    order = np.random.default_rng(0).permutation(N_GENES)
+    extra = adata[:, :2].copy()
+    extra.var_names = ["new_0", "new_1"]
+    permuted = anndata.concat([extra, adata[:, order].copy()], axis=1, merge="first")
+    permuted.write_h5ad(tmp_path / "in.h5ad")
+    expected = anndata.read_h5ad(trained / "out.h5ad").obsm["X_dra"]
+    for name, path in {"same": source, "permuted": tmp_path / "in.h5ad"}.items():
+        output = tmp_path / f"{name}.h5ad"
+        args = ("--model", trained / "model", "--output", output, "--key-added", "X_new")
+        result = invoke("embed", path, *args, *SETTINGS)
+        assert result.exit_code == 0, result.stderr
+        embedded = anndata.read_h5ad(output)
+        np.testing.assert_array_equal(embedded.obsm["X_new"], expected)
+        assert list(embedded.var_names) == list(anndata.read_h5ad(path).var_names)
+        assert not any("_scvi" in key for key in embedded.uns)
+
+
+def test_embed_published_draws_codes_by_seed(source: Path, tmp_path: Path) -> None:
+    options = {"preset": "published", "batch-size": 32, "model-dir": tmp_path / "model"}
+    assert invoke(*train_args(tmp_path, source, **options)).exit_code == 0
+    codes = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        args = ("--model", tmp_path / "model", "--output", tmp_path / f"{name}.h5ad")
+        assert invoke("embed", source, *args, "--seed", seed, *SETTINGS).exit_code == 0
+        codes[name] = anndata.read_h5ad(tmp_path / f"{name}.h5ad").obsm["X_dra"]
+    np.testing.assert_array_equal(codes["a"], codes["b"])
+    assert not np.array_equal(codes["a"], codes["c"])
+
+
+def test_embed_names_the_first_missing_gene(source: Path, trained: Path, tmp_path: Path) -> None:
+    adata = anndata.read_h5ad(source)
+    adata[:, [0, 1, *range(4, N_GENES)]].write_h5ad(tmp_path / "in.h5ad")
+    args = ("--model", trained / "model", "--output", tmp_path / "out.h5ad")
+    result = invoke("embed", tmp_path / "in.h5ad", *args)
+    assert result.exit_code == 65
+    assert "2 of the model's 30 genes are missing from the input (first: 'gene_2')" in error_line(
+        result
+    )
+    assert not (tmp_path / "out.h5ad").exists()
+
+
+@pytest.mark.parametrize("command", ["embed", "info"])
+@pytest.mark.parametrize(
+    ("content", "code", "text"),
+    [
+        (None, 66, "does not exist"),
+        ({}, 66, "holds no model.pt"),
+        ({"model.pt": b"not a model"}, 65, "is not a model saved by scvi-tools"),
+    ],
+)
+def test_bad_model(
+    command: str,
+    content: dict[str, bytes] | None,
+    code: int,
+    text: str,
+    source: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "model"
+    if content is not None:
+        folder.mkdir()
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+    args = {
+        "embed": ("embed", source, "--model", folder, "--output", tmp_path / "out.h5ad"),
+        "info": ("info", folder),
+    }
+    result = invoke(*args[command])
+    assert text in error_line(result)
+    assert result.exit_code == code
+    assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_model_of_another_class(trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained / "model" / "model.pt", weights_only=False)
+    content["attr_dict"]["registry_"]["model_name"] = "SCVI"
+    torch.save(content, tmp_path / "model.pt")
+    result = invoke("info", tmp_path)
+    assert result.exit_code == 65
+    assert "is a model of class SCVI" in error_line(result)
+
+
+# -- evaluate, info ----------------------------------------------------------------------------
+
+
+def test_evaluate_agrees_with_train(trained: Path) -> None:
+    args = ("evaluate", trained / "out.h5ad", "--label-key", "cell_type", "--json", "-")
+    figures = json.loads(invoke(*args, *SETTINGS).stdout)
+    expected = json.loads((trained / "out.json").read_text())
+    assert figures["command"] == "evaluate"
+    assert figures["settings"] == {"use_rep": "X_dra", "seed": 0}
+    assert figures["kmeans"] == expected["kmeans"]
+    assert figures["leiden"] == expected["leiden"]
+    assert "integration" not in figures
+
+
+def test_evaluate_scores_integration(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(embedding: np.ndarray, labels: pd.Series, batches: pd.Series) -> dict[str, float]:
+        assert (labels.name, batches.name, embedding.shape) == ("cell_type", "batch", (N_CELLS, 2))
+        return {"total": 0.25}
+
+    monkeypatch.setattr(metrics, "integration", score)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    args = ("--label-key", "cell_type", "--batch-key", "batch", "--use-rep", "X_other")
+    result = invoke("evaluate", trained / "out.h5ad", *args, "--json", "-")
+    assert json.loads(result.stdout)["integration"] == {"total": 0.25}
+
+
+def test_evaluate_says_how_to_get_integration(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    args = ("--label-key", "cell_type", "--batch-key", "batch")
+    result = invoke("evaluate", trained / "out.h5ad", *args)
+    assert result.exit_code == 2
+    assert 'pip install "dra_scvi[scib]"' in error_line(result)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--use-rep", "X_dr", "did you mean 'X_dra'? Available: 'X_dra', 'X_other'"),
+        ("--label-key", "cell_typ", "did you mean 'cell_type'?"),
+    ],
+)
+def test_evaluate_names_close_matches(option: str, value: str, text: str, trained: Path) -> None:
+    args = ("--label-key", "cell_type", option, value)
+    result = invoke("evaluate", trained / "out.h5ad", *args)
+    assert result.exit_code == 65
+    assert text in error_line(result)
+
+
+def test_info(trained: Path) -> None:
+    facts = json.loads(invoke("info", trained / "model", "--json", "-").stdout)["model"]
+    assert facts["class"] == "DRA"
+    assert facts["prior"] == "normal"
+    assert (facts["n_latent"], facts["n_genes"], facts["n_batch"]) == (10, N_GENES, 1)
+    assert facts["first_genes"] == ["gene_0", "gene_1", "gene_2", "gene_3", "gene_4"]
+    assert "gene_0, gene_1" in invoke("info", trained / "model").stdout
+
+
+# -- demo --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train for two epochs only."""
+    run = demo_job.run
+    monkeypatch.setattr(demo_job, "run", lambda *args: run(*args, max_epochs=2))
+
+
+@pytest.mark.usefixtures("short_demo")
+def test_demo(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("precious")
+    (folder / "metrics.json").write_text("old")
+    result = invoke("demo", "--output", folder, "--force", *SETTINGS)
+    assert result.exit_code == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    files = {"pbmc68k.h5ad", "umap.png", "training.png", "metrics.json", "notes.txt"}
+    assert {path.name for path in folder.iterdir()} == files
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["settings"] == {"n_latent": 10, "seed": 0, "max_epochs": 2}
+    adata = anndata.read_h5ad(folder / "pbmc68k.h5ad")
+    for name, title in (("pca", "PCA"), ("scvi", "scVI"), ("dra", "DRA")):
+        scores = figures["embeddings"][name]
+        [row] = [line for line in result.stdout.splitlines() if f" {title} " in line]
+        for method, score in (("kmeans", "nmi"), ("kmeans", "ari"), ("leiden", "nmi")):
+            assert f"{scores[method][score]:.3f}" in row
+        points = adata.obsm[f"X_{name}"]
+        assert points.shape == (700, 10)
+        assert adata.obsm[f"X_umap_{name}"].shape == (700, 2)
+        expected = metrics.clustering(points, adata.obs["cell_type"], "leiden")
+        assert scores["leiden"] == pytest.approx(expected)
+    for name in ("umap.png", "training.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert not any(key.startswith("_scvi") for key in [*adata.obs, *adata.uns])
+
+
+def test_demo_leaves_nothing_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path, *_: Any) -> None:
+        (folder / "umap.png").touch()
+        raise TrainingDivergedError("elbo_train", 3, 1)
+
+    monkeypatch.setattr(demo_job, "run", fail)
+    result = invoke("demo", "--output", tmp_path / "demo", "--quiet")
+    assert result.exit_code == 70
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_does_not_touch_a_full_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    result = invoke("demo", "--output", tmp_path)
+    assert result.exit_code == 73
+    assert "pass --force" in error_line(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# -- real data ---------------------------------------------------------------------------------
+
+
+def test_train_on_real_cells(tmp_path: Path) -> None:
+    folder = os.environ.get("DRA_SCVI_DATA")
+    if folder is None:
+        pytest.skip("DRA_SCVI_DATA is not set")
+    source = Path(folder) / "zeisel_ewce_3005x200.h5ad"
+    labels = [key for key in anndata.read_h5ad(source).obs if key in ("cell_type", "level1class")]
+    args = train_args(tmp_path, source, **{"label-key": labels[0], "max-epochs": 2})
+    result = invoke(*args)
+    assert result.exit_code == 0, result.stderr
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_dra"].shape == (3005, 10)
+    assert json.loads((tmp_path / "out.json").read_text())["kmeans"]["n_clusters"] == 7
