@@ -1,4 +1,4 @@
-"""Interrupted training that goes on exactly where it stopped: what is saved, when, and on which signal."""
+"""Interrupted training that goes on exactly where it stopped: what is saved, and when."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ class ResumablePlan(TrainingPlan):
         return [] if self._checkpoint is None else [self._checkpoint]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state in plain types, which `torch.load` reads without unpickling code."""
-        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+        """Add the random state, in plain types that can be loaded without running code."""
+        name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
         version, internal, gauss = random.getstate()
         checkpoint["random_state"] = {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": (str(name), keys.tolist(), int(position), int(has_gauss), float(cached)),
+            "numpy": (str(name), np.asarray(keys).tolist(), *rest),
             "python": (version, list(internal), gauss),
         }
 

@@ -66,7 +66,7 @@ _bits_double = _bitcast(types.int64, types.float64, ir.DoubleType())
 
 @_jit
 def _exp_negative(x: Any) -> Any:
-    """e^x for float32 x ≤ 0."""
+    """Return e^x for float32 x ≤ 0."""
     x = max(x, np.float32(-87.0))
     n = np.int32(x * np.float32(1 / _LN2) - np.float32(0.5))
     r = x - n * _LN2_HIGH - n * _LN2_LOW
@@ -100,7 +100,7 @@ def _log(x: Any) -> Any:
 
 @_jit
 def _log1p(x: Any) -> Any:
-    """ln(1 + x) of a float32 x ≥ 0, with what the rounding of 1 + x drops."""
+    """Return ln(1 + x) of a float32 x ≥ 0, with what the rounding of 1 + x drops."""
     y = np.float32(1.0) + x
     return _log(y) + (x - (y - np.float32(1.0))) / y
 
@@ -128,21 +128,21 @@ def _log_double(x: Any) -> Any:
 
 @_jit
 def _stirling(z: Any) -> Any:
-    """ln Γ(z) - (z - 1/2) ln z + z - ln(2π)/2, for z ≥ 6."""
+    """Return ln Γ(z) - (z - 1/2) ln z + z - ln(2π)/2, for z ≥ 6."""
     w = 1.0 / (z * z)
     return (1 / 12 + w * (-1 / 360 + w * (1 / 1260 - w / 1680))) / z
 
 
 @_jit
 def _digamma_rest(z: Any) -> Any:
-    """ψ(z) - ln z, for z ≥ 6."""
+    """Return ψ(z) - ln z, for z ≥ 6."""
     w = 1.0 / (z * z)
     return -0.5 / z - w * (1 / 12 + w * (-1 / 120 + w * (1 / 252 - w / 240)))
 
 
 @_jit
 def _shift_product(theta: Any) -> Any:
-    """P(θ) and its derivative."""
+    """Return P(θ) and its derivative."""
     product, slope = theta, 1.0
     for i in range(1, _SHIFT):
         factor = theta + i
@@ -153,7 +153,7 @@ def _shift_product(theta: Any) -> Any:
 
 @_jit
 def _gene_terms(theta: Any, terms: Any) -> None:
-    """What the gamma functions need of each gene: ln z, Stirling's rests at z = θ + 6, and P."""
+    """Tabulate for the gamma functions, per gene: ln z, both rests at z = θ + 6, and P."""
     for g in range(theta.shape[0]):
         t = np.float64(theta[g])
         product, slope = _shift_product(t)
@@ -316,9 +316,7 @@ def log_prob_and_derivatives(
 
 
 @_jit
-def _expression(
-    mu: Any, zi: Any, scale: Any, value: Any, d_mu: Any, d_zi: Any
-) -> None:
+def _expression(mu: Any, zi: Any, scale: Any, value: Any, d_mu: Any, d_zi: Any) -> None:
     one, zero = np.float32(1.0), np.float32(0.0)
     for b in range(mu.shape[0]):
         for g in range(mu.shape[1]):

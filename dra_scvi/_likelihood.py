@@ -1,6 +1,6 @@
-"""Exact ZINB and NB log-likelihoods of sparse counts, zeros and non-zeros apart, with their own backward.
+r"""Exact ZINB and NB log-likelihoods of sparse counts, zeros and non-zeros apart.
 
-Write :math:`a = \\theta [\\ln\\theta - \\ln(\\theta + \\mu)]`, the log-probability of a zero under
+Write :math:`a = \theta [\ln\theta - \ln(\theta + \mu)]`, the log-probability of a zero under
 NB(μ, θ), and ℓ for the logit of zero inflation. Every entry of a ZINB has
 
     ln p(x) = Z + 1[x > 0] C,
@@ -16,11 +16,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from dra_scvi._count_kernel import log_expression_and_derivatives, log_prob_and_derivatives
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _EPS = 1e-8
@@ -83,15 +85,18 @@ class _KernelLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None
     ) -> Tensor:
-        arrays = [t if t is None else t.contiguous().numpy() for t in (x, mu, theta, zi_logits)]
-        results = log_prob_and_derivatives(*arrays, n_threads=torch.get_num_threads())
+        zi = None if zi_logits is None else _array(zi_logits)
+        results = log_prob_and_derivatives(
+            _array(x), _array(mu), _array(theta), zi, torch.get_num_threads()
+        )
         log_prob, *derivatives = (torch.from_numpy(array) for array in results)
         ctx.zero_inflated = zi_logits is not None
         ctx.save_for_backward(*derivatives)
         return log_prob
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_mu, d_theta, d_zi = ctx.saved_tensors
         rows = grad[:, None]
         return None, rows * d_mu, grad @ d_theta, rows * d_zi if ctx.zero_inflated else None
@@ -123,7 +128,8 @@ class _CountLogProb(torch.autograd.Function):
         return (softplus(log_odds) - softplus(-zi_logits)).sum(-1).index_add(0, rows, positive)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mu, theta, zi_logits, rows, genes = ctx.saved_tensors
         grad = grad[:, None]
         x_positive = x[rows, genes]
@@ -147,6 +153,10 @@ class _CountLogProb(torch.autograd.Function):
             - share
         )
         return None, grad * d_mu, (grad * d_theta).sum_to_size(theta.shape), d_zi
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().contiguous().numpy()
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -183,13 +193,16 @@ def log_expression(mu: Tensor, zi_logits: Tensor | None, scale: Tensor) -> Tenso
 class _KernelLogExpression(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mu: Tensor, zi_logits: Tensor, scale: Tensor) -> Tensor:
-        arrays = (t.detach().contiguous().numpy() for t in (mu, zi_logits, scale.float().view(-1)))
-        results = log_expression_and_derivatives(*arrays, n_threads=torch.get_num_threads())
+        factors = _array(scale.float().view(-1))
+        results = log_expression_and_derivatives(
+            _array(mu), _array(zi_logits), factors, torch.get_num_threads()
+        )
         value, *derivatives = (torch.from_numpy(array) for array in results)
         ctx.save_for_backward(*derivatives)
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_mu, d_zi = ctx.saved_tensors
         return grad * d_mu, grad * d_zi, None

@@ -1,4 +1,4 @@
-"""The divergences between two samples as a discriminator estimates them: one pure function per equation."""
+"""The divergences that a discriminator estimates: one pure function per equation."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class _ScaleGradient(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.scale * grad, None
 
 

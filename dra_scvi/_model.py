@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from scvi.model import SCVI
@@ -18,6 +20,31 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from dra_scvi._module import DivergenceName, PriorName
+
+
+MIN_STEPS = 2_000
+MAX_EPOCHS = 400
+
+
+def default_max_epochs(n_obs: int, batch_size: int = 128) -> int:
+    """Epochs of training for a number of cells: a quarter of scVI's, but at least 2,000 steps.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells, of which nine in ten are trained on.
+    batch_size
+        Cells in a minibatch.
+
+    Examples
+    --------
+    >>> [default_max_epochs(n_obs) for n_obs in (700, 4_000, 20_000, 1_000_000)]
+    [400, 100, 100, 2]
+    """
+    steps_per_epoch = math.ceil(0.9 * n_obs / batch_size)
+    enough = math.ceil(MIN_STEPS / steps_per_epoch)
+    quarter_of_scvi = round(MAX_EPOCHS / 4 * min(1.0, 20_000 / n_obs))
+    return max(1, min(MAX_EPOCHS, max(enough, quarter_of_scvi)))
 
 
 class DRA(SCVI):
@@ -125,6 +152,13 @@ class DRA(SCVI):
             f"prior: {prior}, divergence: {divergence}."
         )
         self.init_params_ = self._get_init_params(locals())
+
+    @functools.wraps(SCVI.train)
+    def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> None:
+        """Train as scVI does, for :func:`default_max_epochs` where `max_epochs` is `None`."""
+        if max_epochs is None and self.adata is not None:
+            max_epochs = default_max_epochs(self.adata.n_obs, kwargs.get("batch_size") or 128)
+        return super().train(max_epochs, *args, **kwargs)
 
     @classmethod
     @setup_anndata_dsp.dedent

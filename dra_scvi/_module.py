@@ -1,4 +1,4 @@
-"""DRAVAE: scVI's variational autoencoder with a choice of prior and the two discriminators of dual matching."""
+"""DRAVAE: scVI's autoencoder with a choice of prior and the discriminators of dual matching."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ class DRAVAE(VAE):
         inference_outputs: dict[str, Any],
         generative_outputs: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
-        """Data and reconstructed means as log1p of counts scaled to the minibatch's mean depth."""
+        """Return data and means as log1p of counts scaled to the minibatch's mean depth."""
         x, px = tensors[REGISTRY_KEYS.X_KEY], generative_outputs[MODULE_KEYS.PX_KEY]
         if self.gene_likelihood == "normal":
             return x, px.mean

@@ -1,18 +1,17 @@
-"""The networks that scvi-tools does not bring: discriminators, and hidden layers of unequal width."""
+"""What scvi-tools' networks lack: discriminators, and hidden layers of unequal width."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from scvi.nn import FCLayers
 from torch import nn
 from torch.nn.functional import one_hot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scvi.nn import DecoderSCVI
+    from scvi.nn import DecoderSCVI, FCLayers
     from torch import Tensor
 
 
@@ -76,6 +75,7 @@ def set_widths(layers: FCLayers, widths: Sequence[int]) -> None:
     Examples
     --------
     >>> import torch
+    >>> from scvi.nn import FCLayers
     >>> layers = FCLayers(4, 8, n_layers=2, n_hidden=8)
     >>> set_widths(layers, [16, 6])
     >>> layers(torch.zeros(3, 4)).shape

@@ -1,4 +1,4 @@
-"""The priors p(z) that codes are matched to: each can be sampled, scored, and held against a posterior."""
+"""The priors that codes are matched to: each can be sampled and held against a posterior."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.distributions import Categorical, MixtureSameFamily, Independent, Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.nn.functional import logsigmoid, softplus
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class Prior(nn.Module):
     def __init__(self, n_latent: int) -> None:
         super().__init__()
         self.n_latent = n_latent
+        self._origin: Tensor
         self.register_buffer("_origin", torch.zeros(n_latent), persistent=False)
 
     def sample(self, n_samples: int) -> Tensor:
@@ -89,9 +90,9 @@ class UniformPrior(Prior):
     def sample(self, n_samples: int) -> Tensor:
         """Draw codes, shape ``(n_samples, n_latent)``."""
         shape = (n_samples, self.n_latent)
-        u, v = torch.rand(
-            2, *shape, dtype=self._origin.dtype, device=self._origin.device
-        ).clamp(1e-6, 1 - 1e-6)
+        u, v = torch.rand(2, *shape, dtype=self._origin.dtype, device=self._origin.device).clamp(
+            1e-6, 1 - 1e-6
+        )
         return 2 * u - 1 + self.edge * torch.logit(v)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -124,6 +125,7 @@ class MixturePrior(Prior):
     """
 
     MIN_SCALE = 1e-2
+    START_SCALE = 0.1
     MAX_CODES = 20_000
 
     def __init__(self, n_latent: int, n_components: int = 20) -> None:
@@ -135,6 +137,7 @@ class MixturePrior(Prior):
         self.loc = nn.Parameter(torch.zeros(n_components, n_latent))
         unit = _inverse_softplus(torch.tensor(1.0 - self.MIN_SCALE))
         self.raw_scale = nn.Parameter(torch.full((n_components, n_latent), float(unit)))
+        self._started: Tensor
         self.register_buffer("_started", torch.tensor(False))
 
     @property
@@ -170,20 +173,20 @@ class MixturePrior(Prior):
         """
         from sklearn.cluster import KMeans
 
-        codes = codes[torch.randperm(len(codes))[: self.MAX_CODES].to(codes.device)]
+        chosen = torch.randperm(len(codes))[: self.MAX_CODES].to(codes.device)
+        codes = codes[chosen].double().cpu()
         if len(torch.unique(codes, dim=0)) < self.n_components:
             return
         seed = int(torch.randint(2**31 - 1, ()))
-        kmeans = KMeans(self.n_components, n_init=1, random_state=seed).fit(
-            codes.double().cpu().numpy()
-        )
-        members = torch.nn.functional.one_hot(
-            torch.as_tensor(kmeans.labels_, dtype=torch.long), self.n_components
-        ).to(codes)
+        kmeans = KMeans(self.n_components, n_init=1, random_state=seed).fit(codes.numpy())
+        labels = torch.as_tensor(kmeans.labels_, dtype=torch.long)
+        members = torch.nn.functional.one_hot(labels, self.n_components).to(codes)
         sizes = members.sum(0)
+        if not sizes.all():  # codes too close together for k-means to tell apart
+            return
         loc = members.T @ codes / sizes[:, None]
-        variance = (members.T @ codes.square()) / sizes[:, None] - loc.square()
-        scale = variance.clamp_min(0).sqrt().clamp(0.1, None)
+        variance = members.T @ (codes - loc[labels]).square() / sizes[:, None]
+        scale = variance.sqrt().clamp_min(self.START_SCALE)
         self.logits.copy_(sizes.log() - math.log(len(codes)))
         self.loc.copy_(loc)
         self.raw_scale.copy_(_inverse_softplus(scale - self.MIN_SCALE))

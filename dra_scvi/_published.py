@@ -1,4 +1,4 @@
-"""The released DR-A program, its quirks included, as a scvi-tools model: to check published numbers.
+"""The released DR-A program, quirks included, as a scvi-tools model: to check published numbers.
 
 Written from the equations, not from the code. What it does differently from its own premise (and
 from :class:`~dra_scvi.DRA`): the likelihood sees scaled logarithms in place of counts, the KL
@@ -44,7 +44,7 @@ TRAIN_SHARE = 0.8
 
 
 class _Affine(nn.Module):
-    """What batch normalisation amounts to in the released graph: moving statistics stay 0 and 1."""
+    """Batch normalisation as the released graph has it: moving statistics stay 0 and 1."""
 
     EPS = 1e-3
 
@@ -95,9 +95,7 @@ class _Encoder(nn.Module):
         h = self.hidden(x)
         branch = self.library(h)
         qz = Normal(self.mean(h), torch.exp(0.5 * self.log_variance(h)))
-        ql = Normal(
-            self.library_mean(branch), torch.exp(0.5 * self.library_log_variance(branch))
-        )
+        ql = Normal(self.library_mean(branch), torch.exp(0.5 * self.library_log_variance(branch)))
         return qz, ql
 
 
@@ -385,7 +383,7 @@ class _Windows(Sampler[list[int]]):
 
 
 def published_split(n_obs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the test cells: a permutation seeded with 0, cut at 80 %.
+    """Split cells into training and test: a permutation seeded with 0, cut at 80 %.
 
     Examples
     --------
@@ -393,7 +391,7 @@ def published_split(n_obs: int) -> tuple[np.ndarray, np.ndarray]:
     >>> len(train), len(test)
     (2404, 601)
     """
-    order = np.random.RandomState(0).permutation(n_obs)  # noqa: NPY002 - the published split
+    order = np.random.RandomState(0).permutation(n_obs)
     n_train = int(TRAIN_SHARE * n_obs)
     return order[:n_train], order[n_train:]
 
@@ -472,7 +470,7 @@ class PublishedDRA(DRA):
     40
     """
 
-    _module_cls = PublishedVAE
+    _module_cls = PublishedVAE  # type: ignore[assignment]
     _training_plan_cls = PublishedPlan
     _data_splitter_cls = PublishedSplitter
 
@@ -489,7 +487,9 @@ class PublishedDRA(DRA):
         prior: str = "normal",
     ) -> None:
         if adata is None:
-            raise ValueError("PublishedDRA needs `adata`: its input is scaled by the whole matrix.")
+            raise ValueError(
+                "PublishedDRA needs `adata`: its input is scaled by the whole matrix."
+            )
         if n_hidden is None or n_hidden_discriminator is None:
             networks = published(n_latent).model
             n_hidden = n_hidden or networks["n_hidden"]
@@ -521,7 +521,9 @@ class PublishedDRA(DRA):
     def _input_moments(self) -> tuple[float, float, float]:
         """Scale of the input, and moments of the log library size over the training cells."""
         counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        logs = np.log2(1 + counts) if isinstance(counts, np.ndarray) else counts.log1p() / np.log(2)
+        logs = (
+            np.log2(1 + counts) if isinstance(counts, np.ndarray) else counts.log1p() / np.log(2)
+        )
         input_max = float(logs.max())
         totals = np.asarray(logs.sum(1)).ravel() / input_max
         if not totals.all():

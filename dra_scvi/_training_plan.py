@@ -1,4 +1,4 @@
-"""DualMatchingPlan: one backward pass and one optimizer step per minibatch for all three players."""
+"""DualMatchingPlan: one backward pass and one optimizer step for all three players."""
 
 from __future__ import annotations
 
@@ -144,9 +144,7 @@ class DualMatchingPlan(ResumablePlan):
             self.prepare_scib_autotune(output.extra_metrics, "training")
         return output.loss - sum(divergences.values())
 
-    def _record(
-        self, output: LossOutput, divergences: dict[str, Tensor], batch_idx: int
-    ) -> None:
+    def _record(self, output: LossOutput, divergences: dict[str, Tensor], batch_idx: int) -> None:
         """Keep the terms of this minibatch, in the order of `TERMS`, and their number of cells."""
         loss = output.loss.detach()
         n_obs = output.n_obs_minibatch
@@ -175,7 +173,9 @@ class DualMatchingPlan(ResumablePlan):
             self._check_finite(step[None], first_step=batch_idx)
         if self.on_step:
             names = (f"{name}_step" for name in TERMS)
-            self.logger.log_metrics(dict(zip(names, step.tolist(), strict=False)), self.global_step)
+            self.logger.log_metrics(
+                dict(zip(names, step.tolist(), strict=False)), self.global_step
+            )
         self._steps.append(step)
 
     def _check_finite(self, steps: Tensor, first_step: int = 0) -> None:
@@ -206,7 +206,9 @@ class DualMatchingPlan(ResumablePlan):
             n_obs = steps[:, -1:]
             means = (steps[:, :-1] * n_obs).sum(0) / n_obs.sum()
             terms = dict(zip(TERMS, means, strict=True))
-            self.log("train_loss", terms.pop("train_loss"), prog_bar=True, sync_dist=self.use_sync_dist)
+            self.log(
+                "train_loss", terms.pop("train_loss"), prog_bar=True, sync_dist=self.use_sync_dist
+            )
             self.log_dict(terms, sync_dist=self.use_sync_dist)
         if self._codes:
             self.module.prior.start(torch.cat(self._codes))
@@ -230,7 +232,13 @@ class DualMatchingPlan(ResumablePlan):
             player = owner if owner in DISCRIMINATORS else "autoencoder"
             if parameter.requires_grad:
                 groups.setdefault(player, []).append(parameter)
-        idle = [name for name, weight in zip(DISCRIMINATORS, (self.latent_weight, self.data_weight), strict=True) if not weight]
+        idle = [
+            name
+            for name, weight in zip(
+                DISCRIMINATORS, (self.latent_weight, self.data_weight), strict=True
+            )
+            if not weight
+        ]
         return {name: group for name, group in groups.items() if group and name not in idle}
 
     def get_optimizer_creator(self) -> Callable[[Any], Optimizer]:

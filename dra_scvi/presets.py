@@ -29,7 +29,7 @@ _LEARNING_RATES = {2: 8e-4, 10: 7e-4, 20: 7e-4}
 
 
 def published(n_latent: int = 10) -> Preset:
-    """Settings of the published runs, for :class:`~dra_scvi.PublishedDRA`.
+    """Return settings of the published runs, for :class:`~dra_scvi.PublishedDRA`.
 
     Those of the released program's instructions for the Zeisel data; they give none for 20
     dimensions, for which an independent port took those for 10.

@@ -136,9 +136,7 @@ def _settings(preset: str | None, n_latent: int) -> presets.Preset:
     return presets.published(n_latent)
 
 
-def _train(
-    model: DRA, train: dict[str, Any], checkpoint: str | Path | None, resume: bool
-) -> None:
+def _train(model: DRA, train: dict[str, Any], checkpoint: str | Path | None, resume: bool) -> None:
     if checkpoint is None:
         model.train(**train)
         return

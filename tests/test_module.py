@@ -107,9 +107,7 @@ def test_one_pass_gives_every_player_the_gradient_of_its_own_step(
     divergences = separately(separate, tensors, inference, generative)
     torch.manual_seed(9)
     detached = separately(separate, tensors, inference, generative, detach=True)
-    autoencoder = [
-        p for n, p in separate.named_parameters() if "discriminator" not in n
-    ]
+    autoencoder = [p for n, p in separate.named_parameters() if "discriminator" not in n]
     objective = output.loss + sum(w * divergences[n] for n, w in weight_of.items())
     expected = dict(
         zip(

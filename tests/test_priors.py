@@ -324,7 +324,6 @@ def test_start_works_with_as_many_distinct_codes_as_components() -> None:
     assert prior.is_started
 
 
-@pytest.mark.xfail(reason="k-means may return an empty cluster, whose mean is NaN")
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_start_stays_finite_when_k_means_leaves_a_cluster_empty(dtype: torch.dtype) -> None:
@@ -335,7 +334,6 @@ def test_start_stays_finite_when_k_means_leaves_a_cluster_empty(dtype: torch.dty
         assert torch.isfinite(parameter).all(), name
 
 
-@pytest.mark.xfail(reason="the variance is a difference of large float32 numbers")
 def test_start_keeps_scales_accurate_far_from_the_origin_in_float32() -> None:
     codes = (clusters()[0] + 1000).float()
     near, far = MixturePrior(2, 3).double(), MixturePrior(2, 3)

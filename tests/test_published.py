@@ -41,7 +41,12 @@ def batch_of(adata: AnnData, n: int = 32) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("n_cells", "sizes"),
-    [(3005, (2404, 601)), (44808, (35846, 8962)), (68579, (54863, 13716)), (73233, (58586, 14647))],
+    [
+        (3005, (2404, 601)),
+        (44808, (35846, 8962)),
+        (68579, (54863, 13716)),
+        (73233, (58586, 14647)),
+    ],
 )
 def test_the_split_has_the_published_sizes(n_cells: int, sizes: tuple[int, int]) -> None:
     train, test = published_split(n_cells)

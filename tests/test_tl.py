@@ -1,4 +1,4 @@
-"""tl.dra: one call, its seed, its traces in the AnnData, and training that goes on after a stop."""
+"""tl.dra: one call, its seed, its traces in the AnnData, and going on after a stop."""
 
 from __future__ import annotations
 

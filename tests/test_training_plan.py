@@ -1,4 +1,4 @@
-"""DualMatchingPlan under scvi-tools' trainer: who moves, what counts, what is logged, when it stops."""
+"""DualMatchingPlan in scvi-tools' trainer: who moves, what counts, what is logged."""
 
 from __future__ import annotations
 
@@ -113,7 +113,10 @@ def test_warm_ups_and_global_step_count_minibatches(adata: AnnData) -> None:
 
 
 def test_the_kl_warm_up_takes_half_of_the_epochs_unless_told_otherwise(adata: AnnData) -> None:
-    for plan, expected in (({}, [0, 0.5, 1, 1]), ({"n_epochs_kl_warmup": 4}, [0, 0.25, 0.5, 0.75])):
+    for plan, expected in (
+        ({}, [0, 0.5, 1, 1]),
+        ({"n_epochs_kl_warmup": 4}, [0, 0.25, 0.5, 0.75]),
+    ):
         model = make(adata)
         model.train(max_epochs=4, plan_kwargs=plan, **QUIET)
         assert model.history["kl_weight"].to_numpy(float).ravel() == pytest.approx(expected)
@@ -250,9 +253,7 @@ def test_a_mixture_prior_starts_from_the_codes_when_it_is_time(adata: AnnData) -
         ),
         pytest.param({"precision": "bf16-mixed"}, id="bf16"),
         pytest.param({"accumulate_grad_batches": 2}, id="accumulated-gradients"),
-        pytest.param(
-            {"early_stopping": True, "early_stopping_patience": 1}, id="early-stopping"
-        ),
+        pytest.param({"early_stopping": True, "early_stopping_patience": 1}, id="early-stopping"),
         pytest.param(
             {"plan_kwargs": {"reduce_lr_on_plateau": True}, "check_val_every_n_epoch": 1},
             id="plateau",
