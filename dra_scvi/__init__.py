@@ -1,17 +1,22 @@
 """dra_scvi: DR-A, the adversarial variational autoencoder with dual matching, for scvi-tools."""
 
-from importlib.metadata import version
+from __future__ import annotations
 
-from dra_scvi import datasets, metrics, pl, presets, tl
-from dra_scvi._exceptions import (
-    InvalidCountsError,
-    TrainingDivergedError,
-    TrainingInterruptedError,
-)
-from dra_scvi._model import DRA
-from dra_scvi._module import DRAVAE
-from dra_scvi._published import PublishedDRA
-from dra_scvi._training_plan import DualMatchingPlan
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dra_scvi import datasets, metrics, pl, presets, tl
+    from dra_scvi._exceptions import (
+        InvalidCountsError,
+        TrainingDivergedError,
+        TrainingInterruptedError,
+    )
+    from dra_scvi._model import DRA
+    from dra_scvi._module import DRAVAE
+    from dra_scvi._published import PublishedDRA
+    from dra_scvi._training_plan import DualMatchingPlan
 
 __version__ = version("dra_scvi")
 
@@ -29,3 +34,29 @@ __all__ = [
     "presets",
     "tl",
 ]
+
+_HOMES = {
+    "DRA": "_model",
+    "DRAVAE": "_module",
+    "DualMatchingPlan": "_training_plan",
+    "InvalidCountsError": "_exceptions",
+    "PublishedDRA": "_published",
+    "TrainingDivergedError": "_exceptions",
+    "TrainingInterruptedError": "_exceptions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use: the command line must not wait for torch to help."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        value = importlib.import_module(f"{__name__}.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import uuid
 import warnings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "append_line",
+    "atomic_folder",
     "atomic_path",
     "check_output",
     "read_input",
@@ -132,8 +134,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     _check_parent(path)
-    unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary = path.with_name(f".{unique}-{path.name}")
+    temporary = _hidden_sibling(path)
     try:
         yield temporary
         _flush_to_disk(temporary)
@@ -141,6 +142,47 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a hidden sibling folder whose files take their place once all of them are complete.
+
+    Files of the same name in a folder that exists are replaced, others left alone. The sibling is
+    removed when the block fails.
+
+    Parameters
+    ----------
+    path
+        Folder to be written or added to.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the parent folder does not exist.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "model"
+    >>> with atomic_folder(folder) as temporary:
+    ...     _ = (temporary / "a.txt").write_text("whole")
+    >>> [file.name for file in folder.iterdir()]
+    ['a.txt']
+    """
+    path = Path(path).resolve()
+    _check_parent(path)
+    temporary = _hidden_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            for file in sorted(temporary.iterdir()):
+                file.replace(path / file.name)
+        else:
+            temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_h5ad(adata: AnnData, path: str | Path) -> None:
@@ -308,6 +350,11 @@ def _check_parent(path: Path) -> None:
         raise FileNotFoundError(
             f"cannot write {path}: the folder {path.parent} does not exist; create it first"
         )
+
+
+def _hidden_sibling(path: Path) -> Path:
+    unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{unique}-{path.name}")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -79,7 +79,8 @@ class DRA(SCVI):
         `"normal"` or `"ln"`, as in scVI.
     prior
         Prior that codes are matched to: `"normal"`, `"uniform"`, or `"mixture"` for a mixture of
-        Gaussians that is learned with the model.
+        Gaussians that is learned with the model. `None` for the mixture, or for the normal where
+        `latent_distribution` is `"ln"`.
     n_components
         Number of Gaussians of the mixture prior.
     divergence
@@ -121,7 +122,7 @@ class DRA(SCVI):
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
         use_observed_lib_size: bool = True,
         latent_distribution: Literal["normal", "ln"] = "normal",
-        prior: PriorName = "normal",
+        prior: PriorName | None = None,
         n_components: int = 20,
         divergence: DivergenceName = "bhattacharyya",
         n_hidden_discriminator: Sequence[int] = (64,),

@@ -69,7 +69,8 @@ class DRAVAE(VAE):
     use_observed_lib_size
         Whether a cell's library size is its observed total.
     prior
-        Prior of the codes: `"normal"`, `"uniform"` or `"mixture"`.
+        Prior of the codes: `"normal"`, `"uniform"` or `"mixture"`; `None` for a mixture, or for
+        the normal where `latent_distribution` is `"ln"`.
     n_components
         Number of Gaussians of the mixture prior.
     divergence
@@ -100,7 +101,7 @@ class DRAVAE(VAE):
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
         latent_distribution: Literal["normal", "ln"] = "normal",
         use_observed_lib_size: bool = True,
-        prior: PriorName = "normal",
+        prior: PriorName | None = None,
         n_components: int = 20,
         divergence: DivergenceName = "bhattacharyya",
         n_hidden_discriminator: Sequence[int] = (64,),
@@ -309,7 +310,11 @@ class DRAVAE(VAE):
         return log_weight.reshape(n_samples, -1)
 
 
-def _make_prior(name: str, n_latent: int, n_components: int, latent_distribution: str) -> Prior:
+def _make_prior(
+    name: str | None, n_latent: int, n_components: int, latent_distribution: str
+) -> Prior:
+    if name is None:
+        name = "mixture" if latent_distribution == "normal" else "normal"
     prior_cls = PRIORS[_choose(PRIORS, "prior", name)]
     if latent_distribution != "normal" and name != "normal":
         raise ValueError(

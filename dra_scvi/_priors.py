@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.distributions import Normal
 from torch.nn.functional import logsigmoid, softplus
 
 if TYPE_CHECKING:
@@ -150,19 +150,20 @@ class MixturePrior(Prior):
         """Standard deviations, shape ``(n_components, n_latent)``."""
         return softplus(self.raw_scale) + self.MIN_SCALE
 
-    def distribution(self) -> MixtureSameFamily:
-        """Return the mixture as a :mod:`torch.distributions` object."""
-        components = Independent(Normal(self.loc, self.scale), 1)
-        return MixtureSameFamily(Categorical(logits=self.logits), components)
-
     @torch.no_grad()
     def sample(self, n_samples: int) -> Tensor:
         """Draw codes, shape ``(n_samples, n_latent)``, without a gradient."""
-        return self.distribution().sample((n_samples,))
+        component = torch.multinomial(self.logits.softmax(-1), n_samples, replacement=True)
+        loc, scale = self.loc[component], self.scale[component]
+        return loc + scale * torch.randn_like(loc)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of codes ``(..., n_latent)``, shape ``(...,)``, in nats."""
-        return self.distribution().log_prob(z)
+        scale = self.scale
+        distance = (z.unsqueeze(-2) - self.loc) / scale
+        log_normaliser = torch.log(scale).sum(-1) + self.n_latent / 2 * math.log(2 * math.pi)
+        log_components = -0.5 * distance.square().sum(-1) - log_normaliser
+        return torch.logsumexp(self.logits.log_softmax(-1) + log_components, -1)
 
     @torch.no_grad()
     def start(self, codes: Tensor) -> None:

@@ -514,7 +514,8 @@ class PublishedDRA(DRA):
         self._model_summary_string = (
             f"Published DR-A with the following parameters: \nn_latent: {n_latent}, "
             f"n_hidden: {n_hidden}, n_hidden_discriminator: {n_hidden_discriminator}, "
-            f"dropout_rate: {dropout_rate}, leak: {leak}, batch_norm: {batch_norm}, prior: {prior}."
+            f"dropout_rate: {dropout_rate}, leak: {leak}, batch_norm: {batch_norm}, "
+            f"prior: {prior}."
         )
         self.init_params_ = self._get_init_params(locals())
 

@@ -219,8 +219,9 @@ class DualMatchingPlan(ResumablePlan):
         prior = self.module.prior
         if not isinstance(prior, MixturePrior) or prior.is_started:
             return False
-        start = max(1, round(self.prior_start * (self.trainer.max_epochs or 1)))
-        return self.current_epoch == start - 1
+        max_epochs = self.trainer.max_epochs or 1
+        start = max(1, round(self.prior_start * max_epochs))
+        return start < max_epochs and self.current_epoch == start - 1
 
     # -- optimizer ---------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def test_without_weights_and_with_a_normal_prior_the_loss_is_scvis(options: dict
     # scvi-tools itself computes these two in single precision
     single = options.get("dispersion") == "gene-batch" or options is LEARNED_LIBRARY
     dtype, rtol, atol = (torch.float32, 1e-4, 1e-5) if single else (torch.float64, 1e-8, 1e-9)
-    scvi_module, ours = (build(cls, dtype, **options) for cls in (VAE, DRAVAE))
+    scvi_module, ours = build(VAE, dtype, **options), build(dtype=dtype, prior="normal", **options)
     missing = ours.load_state_dict(scvi_module.state_dict(), strict=False)
     assert not missing.unexpected_keys
     losses = []
@@ -93,7 +93,7 @@ def test_one_pass_gives_every_player_the_gradient_of_its_own_step(
 ) -> None:
     """Oracle: freeze and detach, one backward pass per player, as adversarial training has it."""
     latent_weight, data_weight = weights
-    game, separate = (build(divergence=divergence) for _ in range(2))
+    game, separate = (build(prior="normal", divergence=divergence) for _ in range(2))
 
     (inference, generative, output), tensors = run(game, minibatch())
     torch.manual_seed(9)
@@ -233,14 +233,16 @@ def test_hidden_layers_of_unequal_width() -> None:
 def test_equal_widths_are_scvis_layers() -> None:
     listed, counted = build(n_hidden=[8, 8]), build(VAE, n_hidden=8, n_layers=2)
     expected = {n: p.shape for n, p in counted.named_parameters()}
-    found = {n: p.shape for n, p in listed.named_parameters() if "discriminator" not in n}
+    ours = ("latent_discriminator", "data_discriminator", "prior")
+    found = {n: p.shape for n, p in listed.named_parameters() if not n.startswith(ours)}
     assert found == expected
 
 
 @pytest.mark.parametrize("options", [{}, LEARNED_LIBRARY], ids=["observed", "learned-library"])
 @pytest.mark.parametrize("n_per_pass", [1, 4])
 def test_marginal_likelihood_is_scvis_under_a_normal_prior(options: dict, n_per_pass: int) -> None:
-    scvi_module, ours = (build(cls, torch.float32, **options).eval() for cls in (VAE, DRAVAE))
+    scvi_module = build(VAE, torch.float32, **options).eval()
+    ours = build(dtype=torch.float32, prior="normal", **options).eval()
     ours.load_state_dict(scvi_module.state_dict(), strict=False)
     values = []
     for module in (scvi_module, ours):
@@ -287,3 +289,11 @@ def test_a_copy_is_independent() -> None:
     with torch.no_grad():
         twin.prior.loc += 1
     assert not torch.equal(twin.prior.loc, module.prior.loc)
+
+
+@pytest.mark.parametrize(
+    ("latent_distribution", "prior"), [("normal", "MixturePrior"), ("ln", "NormalPrior")]
+)
+def test_the_prior_follows_the_latent_distribution(latent_distribution: str, prior: str) -> None:
+    module = build(latent_distribution=latent_distribution)
+    assert type(module.prior).__name__ == prior

@@ -1,0 +1,92 @@
+"""The package as a whole: one version, layers without circles, no habits that hide faults."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import dra_scvi
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dra_scvi"
+FILES = sorted(PACKAGE.glob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Modules that a file imports, and whether for type checking only."""
+    found = []
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "dra_scvi":
+                names = [f"dra_scvi.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [(name, id(node) in typing_only) for name in names]
+    return found
+
+
+def test_version_is_that_of_the_metadata_and_heads_the_changelog() -> None:
+    assert dra_scvi.__version__ == version("dra_scvi")
+    head = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert head is not None
+    assert head.group(1) == dra_scvi.__version__
+
+
+def test_every_public_name_is_there_and_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name in dra_scvi.__all__:
+        assert getattr(dra_scvi, name) is not None
+        assert f"{name}" in readme, name
+
+
+def test_imports_have_no_circle() -> None:
+    names = {path.stem for path in FILES} - {"__init__"}
+    graph = {
+        path.stem: {
+            module.removeprefix("dra_scvi.").split(".")[0]
+            for module, typing_only in imports(path)
+            if module.startswith("dra_scvi.") and not typing_only
+        }
+        & names
+        for path in FILES
+    }
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_private_parts_of_scvi_tools_are_imported_in_one_file(path: Path) -> None:
+    private = [
+        module
+        for module, _ in imports(path)
+        if module.startswith("scvi.") and any(p.startswith("_") for p in module.split("."))
+    ]
+    assert path.stem == "_compat" or not private
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_files_say_what_they_own_and_neither_print_nor_assert(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    docstring = ast.get_docstring(tree)
+    assert docstring
+    assert docstring.splitlines()[0].endswith((".", "?"))
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.Assert), f"line {node.lineno}: assert is gone under -O"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"line {node.lineno}"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: bare except"

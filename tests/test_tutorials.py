@@ -1,0 +1,37 @@
+"""Every tutorial runs from top to bottom and shows its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
+
+
+def figures(notebook: nbformat.NotebookNode) -> int:
+    return sum(
+        "image/png" in output.get("data", {})
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+
+
+def test_there_are_tutorials() -> None:
+    assert NOTEBOOKS
+
+
+@pytest.mark.tutorial
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_tutorial_runs_and_draws_what_its_stored_copy_shows(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    stored = figures(notebook)
+    assert stored, "the tutorial is stored without its figures: run it and save it"
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    )
+    client.execute()
+    assert figures(notebook) == stored
