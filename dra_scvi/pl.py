@@ -25,6 +25,14 @@ __all__ = ["embedding", "training"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MISSING_COLOUR = "#D3D3D3"
 DOTS_PER_INCH = 150
+POINTS_PER_INCH = 72
+CURVES_PANEL = (4.2, 3.2)  # width and height in inches
+EMBEDDING_PANEL = (3.4, 3.2)
+SIDE = 1.0  # inches at the right, at least
+COVERED = 1 / 8  # share of a panel that the dots would cover if none overlapped
+DOT_AREAS = (0.5, 20.0)  # least and greatest, in square points
+EDGE = 0.08  # width of a dot's edge, in roots of its area
+CATEGORY_ALPHA = 0.8
 LEGEND_ROWS = 16
 
 # Title, y label, and how the keys of a panel begin.
@@ -87,7 +95,7 @@ def training(
     if ax is not None:
         panels = [_merge(panels)]
     show = _resolve_show(show, ax, save)
-    figure, grid = _axes(1, len(panels), (4.2, 3.2), ax, show)
+    figure, grid = _axes(1, len(panels), CURVES_PANEL, ax, show)
     for panel, axes in zip(panels, grid[0], strict=True):
         _draw_curves(axes, history, panel)
     return _finish(figure, grid, show, save)
@@ -146,11 +154,12 @@ def embedding(
         raise ValueError(f"{len(labels)} titles do not fit {len(names)} embeddings")
     points = [_points(adata, name) for name in names]
     show = _resolve_show(show, None, save)
-    figure, grid = _axes(len(colors), len(names), (3.4, 3.2), None, show)
+    figure, grid = _axes(len(colors), len(names), EMBEDDING_PANEL, None, show)
     for key, row in zip(colors, grid, strict=True):
         _draw_row(adata, key, points, row)
     for label, axes in zip(labels, grid[0], strict=True):
         axes.set_title(label)
+    _widen_for_legends(figure, grid)
     return _finish(figure, grid, show, save)
 
 
@@ -292,7 +301,7 @@ def _draw_categories(
     order = np.argsort(codes >= 0, kind="stable")
     colours = to_rgba_array(palette)[codes[order]]
     for axes, xy in zip(row, points, strict=True):
-        _scatter(axes, xy[order], c=colours)
+        _scatter(axes, xy[order], c=colours, alpha=CATEGORY_ALPHA)
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=name)
         for name, colour in zip(names, palette, strict=True)
@@ -307,6 +316,14 @@ def _draw_categories(
         fontsize="small",
         handletextpad=0.2,
     )
+
+
+def _widen_for_legends(figure: Figure, grid: NDArray[Any]) -> None:
+    """Give long names room of their own, so that panels keep their size."""
+    legends = [axes.get_legend() for axes in grid[:, -1]]
+    widths = [legend.get_window_extent().width / figure.dpi for legend in legends if legend]
+    panels = EMBEDDING_PANEL[0] * grid.shape[1]
+    figure.set_figwidth(panels + max([*widths, SIDE]))
 
 
 def _palette(adata: AnnData, key: str, column: pd.Series) -> list[str]:
@@ -328,10 +345,25 @@ def _distinct_colours(number: int) -> list[str]:
 
 
 def _scatter(axes: Axes, xy: NDArray[Any], **colour: Any) -> None:
-    """Draw points that shrink with their number; large plots stay small files."""
-    size = 120_000 / max(len(xy), 1)
-    axes.scatter(xy[:, 0], xy[:, 1], s=min(size, 200.0), linewidths=0, rasterized=True, **colour)
+    """Draw dots that shrink with their number; large plots stay small files."""
+    area = _dot_area(len(xy))
+    axes.scatter(
+        xy[:, 0],
+        xy[:, 1],
+        s=area,
+        linewidths=EDGE * np.sqrt(area),
+        edgecolors="white",
+        rasterized=True,
+        **colour,
+    )
     axes.set(xticks=[], yticks=[])
+
+
+def _dot_area(n_cells: int) -> float:
+    """Share out a part of the panel among the cells, in square points."""
+    width, height = EMBEDDING_PANEL
+    part = COVERED * width * height * POINTS_PER_INCH**2
+    return float(np.clip(part / max(n_cells, 1), *DOT_AREAS))
 
 
 def _resolve_show(show: bool | None, ax: Axes | None, save: str | Path | None) -> bool:
@@ -351,7 +383,7 @@ def _axes(
     if ax is not None:
         return ax.figure.figure, np.array([[ax]])
     options: dict[str, Any] = {
-        "figsize": (size[0] * n_columns + 1.0, size[1] * n_rows),
+        "figsize": (size[0] * n_columns + SIDE, size[1] * n_rows),
         "layout": "constrained",
     }
     if show:

@@ -19,6 +19,7 @@ from scipy import sparse
 from dra_scvi import _io
 from dra_scvi._io import (
     append_line,
+    atomic_folder,
     atomic_path,
     check_output,
     read_input,
@@ -255,6 +256,27 @@ def test_atomic_path_no_folder(tmp_path: Path) -> None:
         atomic_path(tmp_path / "none" / "a.txt"),
     ):
         pytest.fail("the block must not run")
+
+
+def test_folder_whole_or_not_at_all(tmp_path: Path) -> None:
+    for content in ("one", "two"):  # made, then added to
+        with atomic_folder(str(tmp_path / "model")) as temporary:
+            assert temporary.parent == tmp_path
+            (temporary / "a").write_text(content)
+            (temporary / content).touch()
+        assert (tmp_path / "model" / "a").read_text() == content
+    assert sorted(os.listdir(tmp_path / "model")) == ["a", "one", "two"]
+    for name in ("model", "new"):
+        with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / name) as temporary:
+            (temporary / "a").write_text("half")
+            raise KeyboardInterrupt
+    assert (tmp_path / "model" / "a").read_text() == "two"
+    assert os.listdir(tmp_path) == ["model"]
+    with (
+        pytest.raises(FileNotFoundError, match="create it first"),
+        atomic_folder(tmp_path / "no" / "model"),
+    ):
+        pass
 
 
 def test_write_h5ad_round_trip(adata: AnnData, tmp_path: Path) -> None:

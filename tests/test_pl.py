@@ -36,11 +36,13 @@ def curve(name: str, values: list[float]) -> pd.DataFrame:
 @pytest.fixture
 def history() -> dict[str, pd.DataFrame]:
     values = {
+        "train_loss": [9.1, 7.1, 6.1],
         "elbo_train": [9.0, 7.0, 6.0],
         "elbo_validation": [9.5, 8.0, 7.0],
         "reconstruction_loss_train": [8.0, 6.5, 5.5],
         "kl_weight": [0.0, 0.5, 1.0],
         "kl_local_train": [1.0, 0.5, 0.5],
+        "kl_global_train": [0.0, 0.0, 0.0],
         "latent_divergence_train": [0.3, 0.2, 0.1],
         "data_divergence_train": [0.5, 0.4, 0.3],
     }
@@ -235,11 +237,29 @@ def test_embedding_first_two_dimensions(adata: AnnData) -> None:
     np.testing.assert_array_equal(points.get_offsets(), adata.obsm["X_dra"][:, :2])
 
 
-def test_embedding_point_size_follows_the_number_of_cells() -> None:
-    rng = np.random.default_rng(0)
-    adata = AnnData(np.ones((2400, 1)), obsm={"X_umap": rng.normal(size=(2400, 2))})
-    (points,) = pl.embedding(adata, show=False).collections
-    assert points.get_sizes() == pytest.approx([50.0])
+@pytest.mark.parametrize(
+    ("n_cells", "least", "greatest"),
+    [(1, 20.0, 20.0), (700, 8.0, 12.0), (2400, 2.0, 4.0), (100_000, 0.5, 0.5)],
+)
+def test_embedding_point_size_follows_the_number_of_cells(
+    n_cells: int, least: float, greatest: float
+) -> None:
+    xy = np.random.default_rng(0).normal(size=(n_cells, 2))
+    (points,) = pl.embedding(AnnData(obsm={"X_umap": xy}), show=False).collections
+    [size] = points.get_sizes()
+    assert least <= size <= greatest
+    [edge] = points.get_linewidths()
+    assert edge < np.sqrt(size) / 8
+
+
+def test_embedding_long_names_do_not_narrow_the_panel(adata: AnnData) -> None:
+    widths = []
+    for name in ("a", "a" * 60):
+        adata.obs["kind"] = pd.Categorical([name] * adata.n_obs)
+        axes = pl.embedding(adata, color="kind", show=False)
+        axes.figure.draw_without_rendering()
+        widths.append(axes.get_window_extent().width / axes.figure.dpi)
+    assert widths == pytest.approx([3.4, 3.4], abs=0.4)
 
 
 def test_embedding_categories(adata: AnnData) -> None:
@@ -249,17 +269,17 @@ def test_embedding_categories(adata: AnnData) -> None:
     (points,) = axes.collections
     np.testing.assert_array_equal(points.get_offsets()[0], adata.obsm["X_umap"][4])
     colours = [tuple(colour) for colour in points.get_facecolors()]
-    assert colours[0] == to_rgba(pl.MISSING_COLOUR)
-    assert colours[1:] == [to_rgba(pl.COLOURS[i]) for i in (0, 1, 0, 1, 0)]
+    assert colours[0] == to_rgba(pl.MISSING_COLOUR, 0.8)
+    assert colours[1:] == [to_rgba(pl.COLOURS[i], 0.8) for i in (0, 1, 0, 1, 0)]
 
 
 def test_embedding_stored_colours(adata: AnnData) -> None:
     adata.uns["kind_colors"] = np.array(["#ff0000", "#00ff00", "#0000ff"])
     (points,) = pl.embedding(adata, color="kind", show=False).collections
-    assert tuple(points.get_facecolors()[1]) == to_rgba("#ff0000")
+    assert tuple(points.get_facecolors()[1]) == to_rgba("#ff0000", 0.8)
     adata.uns["kind_colors"] = ["#ff0000"]
     (points,) = pl.embedding(adata, color="kind", show=False).collections
-    assert tuple(points.get_facecolors()[1]) == to_rgba(pl.COLOURS[0])
+    assert tuple(points.get_facecolors()[1]) == to_rgba(pl.COLOURS[0], 0.8)
 
 
 def test_embedding_booleans_are_categories(adata: AnnData) -> None:
