@@ -36,6 +36,7 @@ __all__ = [
     "clustering",
     "clustering_rows",
     "command",
+    "effective_prior",
     "input_argument",
     "one_line",
     "output_option",
@@ -355,6 +356,12 @@ def clustering_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, A
         }
         for method, title in titles.items()
     ]
+
+
+def effective_prior(settings: Mapping[str, Any]) -> str:
+    """Name the prior of a model from its arguments, where `None` is the model's own choice."""
+    default = "normal" if settings.get("latent_distribution") == "ln" else "mixture"
+    return settings["prior"] or default
 
 
 def bare(adata: AnnData, layer: str | None, columns: Sequence[str]) -> AnnData:

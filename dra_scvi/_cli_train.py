@@ -17,6 +17,7 @@ from dra_scvi._cli_common import (
     clustering,
     clustering_rows,
     command,
+    effective_prior,
     input_argument,
     one_line,
     output_option,
@@ -200,7 +201,7 @@ class TrainRequest:
 @click.option(
     "--prior",
     type=click.Choice(["normal", "uniform", "mixture"]),
-    help="Distribution that the codes are matched to; default: mixture.",
+    help="Distribution that the codes are matched to; default: mixture, with --preset normal.",
 )
 @click.option(
     "--divergence",
@@ -334,6 +335,7 @@ def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> di
         "beta1": getattr(plan, "beta1", None),
         "batch_size": request.batch_size or preset.get("batch_size"),
         **{name: chosen[name] for name in TrainRequest.MODEL if name in chosen},
+        "prior": effective_prior(chosen),
     }
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
 

@@ -21,6 +21,7 @@ from dra_scvi._cli_common import (
     clustering,
     clustering_rows,
     command,
+    effective_prior,
     input_argument,
     one_line,
     output_option,
@@ -291,7 +292,7 @@ def info(common: Common, model_dir: Path) -> Result:
     facts = {
         "class": saved.class_name,
         "n_latent": saved.settings["n_latent"],
-        "prior": saved.settings["prior"],
+        "prior": effective_prior(saved.settings),
         "n_genes": len(saved.genes),
         "n_batch": _n_batch(saved),
         "layer": setup["layer"],

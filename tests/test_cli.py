@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata
 import numpy as np
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SETTINGS = ("--accelerator", "cpu", "--threads", "1")
 EPOCHS = 3
 N_CELLS, N_GENES, N_TYPES = 120, 30, 3
+BATCH_SIZE = 53  # of 108 training cells 2 are left over, about which scvi-tools warns
 
 
 def invoke(*args: object) -> Result:
@@ -53,6 +55,7 @@ def train_args(folder: Path, source: Path, **changes: Any) -> list[object]:
         "output": folder / "out.h5ad",
         "label-key": "cell_type",
         "max-epochs": EPOCHS,
+        "batch-size": BATCH_SIZE,
         "json": folder / "out.json",
         **changes,
     }
@@ -102,6 +105,53 @@ def trained(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+TRAIN_THEN_STOP_IN_SECOND_EPOCH = """
+import json, os, signal, sys
+from dra_scvi import _checkpoint, cli
+
+whole, stopped = map(json.loads, sys.argv[1:])
+try:
+    cli.program(whole)
+except SystemExit as end:
+    if end.code:
+        raise
+print("stderr of the second", file=sys.stderr)
+callback = _checkpoint.InterruptCheckpoint
+save = callback.on_train_epoch_end
+
+def stop(self, trainer, plan):
+    if trainer.current_epoch == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    save(self, trainer, plan)
+
+callback.on_train_epoch_end = stop
+sys.argv = ["dra-scvi", *stopped]
+cli.main()
+"""
+
+
+class OtherProcess(NamedTuple):
+    """What a process wrote that trained once, and once more until SIGTERM."""
+
+    returncode: int
+    stderr_whole: str
+    stderr_stopped: str
+    whole: Path
+    stopped: Path
+
+
+@pytest.fixture(scope="module")
+def other_process(source: Path, tmp_path_factory: pytest.TempPathFactory) -> OtherProcess:
+    whole, stopped = (tmp_path_factory.mktemp(name) for name in ("whole", "stopped"))
+    arguments = [
+        json.dumps([str(part) for part in (*train_args(folder, source), "--quiet")])
+        for folder in (whole, stopped)
+    ]
+    result = spawn(*arguments, code=TRAIN_THEN_STOP_IN_SECOND_EPOCH)
+    first, _, second = result.stderr.partition("stderr of the second\n")
+    return OtherProcess(result.returncode, first, second, whole, stopped)
+
+
 # -- the program -------------------------------------------------------------------------------
 
 
@@ -122,6 +172,16 @@ def test_help_has_example_and_common_options(command: str) -> None:
     assert f"Example: dra-scvi {command}" in result.stdout
     for option in ("--seed", "--threads", "--accelerator", "--quiet", "--debug", "--json"):
         assert option in result.stdout
+
+
+def test_help_names_the_default_prior() -> None:
+    assert "default: mixture" in " ".join(invoke("train", "--help").stdout.split())
+
+
+def test_command_line_starts_without_heavy_libraries() -> None:
+    heavy = "{'numpy', 'pandas', 'torch', 'scvi', 'anndata', 'matplotlib', 'rich'}"
+    result = spawn(code=f"import sys, dra_scvi.cli; print({heavy} & set(sys.modules))")
+    assert (result.stdout, result.stderr) == ("set()\n", "")
 
 
 def test_without_command_shows_help_and_fails() -> None:
@@ -186,6 +246,7 @@ def test_train_figures(trained: Path) -> None:
     }
     assert figures["settings"]["max_epochs"] == EPOCHS
     assert figures["settings"]["n_latent"] == 10
+    assert figures["settings"]["prior"] == "mixture"
     assert np.isfinite(figures["training"]["elbo_train"])
     adata = anndata.read_h5ad(trained / "out.h5ad")
     for method in ("kmeans", "leiden"):
@@ -203,11 +264,24 @@ def test_train_streams(trained: Path) -> None:
     assert [line.split()[0] for line in lines[1:]] == ["wrote"] * 3
 
 
-def test_train_twice_gives_equal_bytes(source: Path, trained: Path, tmp_path: Path) -> None:
-    result = spawn(*train_args(tmp_path, source), "--quiet")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert (tmp_path / "out.json").read_bytes() == (trained / "out.json").read_bytes()
-    assert digest(tmp_path / "out.h5ad") == digest(trained / "out.h5ad")
+def test_train_twice_gives_equal_bytes(trained: Path, other_process: OtherProcess) -> None:
+    assert other_process.stderr_whole == ""
+    folder = other_process.whole
+    assert (folder / "out.json").read_bytes() == (trained / "out.json").read_bytes()
+    assert digest(folder / "out.h5ad") == digest(trained / "out.h5ad")
+
+
+def test_remarks_of_libraries_take_debug(source: Path, tmp_path: Path) -> None:
+    args = train_args(tmp_path, source)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert invoke(*args, "--debug").exit_code == 0
+        shown = " ".join(str(warning.message) for warning in caught)
+        caught.clear()
+        quiet = invoke(*args, "--quiet", "--force")
+        assert (quiet.exit_code, quiet.stderr, caught) == (0, "", [])
+    assert "cells moved from training set to validation set" in shown
+    assert "log_every_n_steps" in shown
 
 
 def test_train_seed_matters(source: Path, trained: Path, tmp_path: Path) -> None:
@@ -445,37 +519,21 @@ def test_bugs_point_at_debug(
 
 # -- interrupts --------------------------------------------------------------------------------
 
-STOP_IN_SECOND_EPOCH = """
-import os, signal
-from dra_scvi import _checkpoint, cli
 
-callback = _checkpoint.InterruptCheckpoint
-save = callback.on_train_epoch_end
-
-def stop(self, trainer, plan):
-    if trainer.current_epoch == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    save(self, trainer, plan)
-
-callback.on_train_epoch_end = stop
-cli.main()
-"""
-
-
-def test_sigterm_and_resume(source: Path, trained: Path, tmp_path: Path) -> None:
-    args = train_args(tmp_path, source)
-    result = spawn(*args, "--quiet", code=STOP_IN_SECOND_EPOCH)
-    assert result.returncode == 143
-    assert result.stderr.startswith("dra-scvi: error: Training was interrupted after 2 epochs")
-    assert result.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == [".out.h5ad.ckpt"]
+def test_sigterm_and_resume(source: Path, trained: Path, other_process: OtherProcess) -> None:
+    message, folder = other_process.stderr_stopped, other_process.stopped
+    assert other_process.returncode == 143
+    assert message.startswith("dra-scvi: error: Training was interrupted after 2 epochs")
+    assert message.count("\n") == 1
+    assert [path.name for path in folder.iterdir()] == [".out.h5ad.ckpt"]
+    args = train_args(folder, source)
     resumed = invoke(*args, "--resume")
     assert resumed.exit_code == 0, resumed.stderr
     assert resumed.stderr.startswith("going on from ")
-    assert {path.name for path in tmp_path.iterdir()} == {"out.h5ad", "out.json"}
-    one, other = (anndata.read_h5ad(folder / "out.h5ad") for folder in (trained, tmp_path))
+    assert {path.name for path in folder.iterdir()} == {"out.h5ad", "out.json"}
+    one, other = (anndata.read_h5ad(path / "out.h5ad") for path in (trained, folder))
     np.testing.assert_array_equal(one.obsm["X_dra"], other.obsm["X_dra"])
-    assert (tmp_path / "out.json").read_bytes() == (trained / "out.json").read_bytes()
+    assert (folder / "out.json").read_bytes() == (trained / "out.json").read_bytes()
 
 
 def test_resume_without_checkpoint_starts_afresh(
@@ -494,7 +552,7 @@ def test_signal_outside_of_training(
     def interrupt(*_: Any) -> None:
         os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr("dra_scvi.cli._score_training", interrupt)
+    monkeypatch.setattr("dra_scvi._cli_train._score_training", interrupt)
     before = signal.getsignal(signal.SIGTERM)
     result = invoke(*train_args(tmp_path, source), "--quiet")
     assert result.exit_code == code
@@ -666,7 +724,7 @@ def test_evaluate_names_close_matches(option: str, value: str, text: str, traine
 def test_info(trained: Path) -> None:
     facts = json.loads(invoke("info", trained / "model", "--json", "-").stdout)["model"]
     assert facts["class"] == "DRA"
-    assert facts["prior"] == "normal"
+    assert facts["prior"] == "mixture"
     assert (facts["n_latent"], facts["n_genes"], facts["n_batch"]) == (10, N_GENES, 1)
     assert facts["first_genes"] == ["gene_0", "gene_1", "gene_2", "gene_3", "gene_4"]
     assert "gene_0, gene_1" in invoke("info", trained / "model").stdout

@@ -266,10 +266,14 @@ def test_folder_whole_or_not_at_all(tmp_path: Path) -> None:
             (temporary / content).touch()
         assert (tmp_path / "model" / "a").read_text() == content
     assert sorted(os.listdir(tmp_path / "model")) == ["a", "one", "two"]
+
+    def interrupt(folder: Path) -> None:
+        (folder / "a").write_text("half")
+        raise KeyboardInterrupt
+
     for name in ("model", "new"):
         with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / name) as temporary:
-            (temporary / "a").write_text("half")
-            raise KeyboardInterrupt
+            interrupt(temporary)
     assert (tmp_path / "model" / "a").read_text() == "two"
     assert os.listdir(tmp_path) == ["model"]
     with (
