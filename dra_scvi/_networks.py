@@ -19,8 +19,10 @@ class Discriminator(nn.Module):
     """Scores how much a row looks like the real sample rather than the fake one.
 
     A multilayer perceptron with layer normalisation, which works on a batch of any size, and one
-    linear output. With several batches it sees the batch of every row, so that a match holds
-    within each.
+    output. With several batches it sees the batch of every row, so that a match holds within
+    each. Scores are bounded: where the samples can be told apart for certain they would grow
+    without limit, and as divergences take their exponentials, one misjudged row would then
+    outweigh all others.
 
     Parameters
     ----------
@@ -30,6 +32,8 @@ class Discriminator(nn.Module):
         Width of each hidden layer.
     n_batch
         Number of batches; 0 or 1 for none.
+    bound
+        Largest magnitude of a score; also the largest Bhattacharyya distance it can estimate.
 
     Examples
     --------
@@ -38,8 +42,11 @@ class Discriminator(nn.Module):
     torch.Size([5])
     """
 
-    def __init__(self, n_input: int, n_hidden: Sequence[int], n_batch: int = 0) -> None:
+    def __init__(
+        self, n_input: int, n_hidden: Sequence[int], n_batch: int = 0, bound: float = 2.0
+    ) -> None:
         super().__init__()
+        self.bound = bound
         self.n_batch = n_batch if n_batch > 1 else 0
         widths = [n_input + self.n_batch, *n_hidden]
         layers: list[nn.Module] = []
@@ -57,7 +64,7 @@ class Discriminator(nn.Module):
                 raise ValueError("This discriminator sees batches: pass `batch_index`.")
             batch = one_hot(batch_index.long().squeeze(-1), self.n_batch).to(rows)
             rows = torch.cat([rows, batch], dim=-1)
-        scores = self.layers(rows).squeeze(-1)
+        scores = self.bound * torch.tanh(self.layers(rows).squeeze(-1) / self.bound)
         # divergences take exponentials of scores, for which half precision has no room
         return scores.float() if scores.dtype.itemsize < 4 else scores
 

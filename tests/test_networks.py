@@ -217,3 +217,13 @@ def test_every_parameter_of_a_resized_decoder_gets_a_gradient() -> None:
     sum(output.square().sum() for output in outputs).backward()
     for name, parameter in decoder.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_discriminator_scores_stay_within_their_bound() -> None:
+    discriminator = Discriminator(3, [8], bound=1.5)
+    with torch.no_grad():
+        discriminator.layers[-1].weight.mul_(1e4)
+    scores = discriminator(torch.randn(64, 3))
+    assert float(scores.abs().max()) <= 1.5
+    assert float(scores.max()) > 1.4
+    assert float(scores.min()) < -1.4
