@@ -76,7 +76,8 @@ class DualMatchingPlan(ResumablePlan):
     data_weight
         λ_x, weight of the divergence of reconstructions from the data; 0 leaves the term out.
     discriminator_lr
-        Learning rate of both discriminators; `None` for the autoencoder's.
+        Learning rate of both discriminators. They learn more slowly than the autoencoder, since one
+        that tells the samples apart for certain has no gradient left to give.
     n_epochs_kl_warmup
         Epochs in which the weight of the KL divergence rises from `min_kl_weight` to
         `max_kl_weight`; `"auto"` for half of all epochs.
@@ -103,7 +104,7 @@ class DualMatchingPlan(ResumablePlan):
         *,
         latent_weight: float = 1.0,
         data_weight: float = 1.0,
-        discriminator_lr: float | None = None,
+        discriminator_lr: float = 1e-4,
         n_epochs_kl_warmup: int | Literal["auto"] | None = "auto",
         n_steps_kl_warmup: int | None = None,
         prior_start: float = 0.25,
@@ -121,7 +122,7 @@ class DualMatchingPlan(ResumablePlan):
         )
         self.latent_weight = latent_weight
         self.data_weight = data_weight
-        self.discriminator_lr = self.lr if discriminator_lr is None else discriminator_lr
+        self.discriminator_lr = discriminator_lr
         self.prior_start = prior_start
         self.gradient_clip_val = gradient_clip_val
         self._steps: list[Tensor] = []

@@ -43,12 +43,12 @@ def test_score_of_a_row_does_not_depend_on_the_others(n_batch: int) -> None:
     torch.testing.assert_close(torch.cat(alone), discriminator(x, batch_index))
 
 
-def test_score_is_unbounded_and_linear_at_the_end() -> None:
-    discriminator = Discriminator(2, [])
+def test_score_is_linear_at_the_end_up_to_its_bound() -> None:
+    discriminator = Discriminator(2, [], bound=5.0)
     nn.init.constant_(discriminator.layers[-1].weight, 3.0)
     nn.init.constant_(discriminator.layers[-1].bias, -1.0)
     found = discriminator(torch.tensor([[1.0, 2.0], [-100.0, 0.0]]))
-    torch.testing.assert_close(found, torch.tensor([8.0, -301.0]))
+    torch.testing.assert_close(found, 5 * torch.tensor([8.0 / 5, -301.0 / 5]).tanh())
 
 
 @pytest.mark.parametrize("n_batch", [0, 1])
