@@ -76,8 +76,8 @@ class DualMatchingPlan(ResumablePlan):
     data_weight
         λ_x, weight of the divergence of reconstructions from the data; 0 leaves the term out.
     discriminator_lr
-        Learning rate of both discriminators. They learn more slowly than the autoencoder, since one
-        that tells the samples apart for certain has no gradient left to give.
+        Learning rate of both discriminators. They learn more slowly than the autoencoder: one that
+        tells the samples apart for certain has no gradient left to give.
     n_epochs_kl_warmup
         Epochs in which the weight of the KL divergence rises from `min_kl_weight` to
         `max_kl_weight`; `"auto"` for half of all epochs.
