@@ -157,17 +157,21 @@ def test_the_published_model_is_its_own_class(adata: AnnData) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["zeisel_ewce_3005x200", "zeisel_descend_1464x1000", "pbmc4k_4271x2000"]
+    ("name", "max_epochs", "least"),
+    [
+        ("zeisel_ewce_3005x200", 40, 0.5),
+        ("zeisel_descend_1464x1000", 70, 0.7),
+        ("pbmc4k_4271x2000", 20, 0.7),
+    ],
 )
 def test_real_counts_sparse_as_stored_give_an_embedding_that_tells_types_apart(
-    real_data: Callable[[str], AnnData], name: str
+    real_data: Callable[[str], AnnData], name: str, max_epochs: int, least: float
 ) -> None:
     from dra_scvi.metrics import clustering
 
     adata = real_data(name)
     assert adata.X.format == "csr"
-    latent = embed(adata, max_epochs=12, train_kwargs={"batch_size": 128})
+    latent = embed(adata, max_epochs=max_epochs, train_kwargs={"batch_size": 128})
     assert np.isfinite(latent).all()
-    nmi = clustering(latent, adata.obs["cell_type"])["nmi"]
-    # log-normalised PCA gives 0.59, 0.89 and 0.78 on all genes; a shuffled embedding 0.00
-    assert nmi > {"zeisel_ewce_3005x200": 0.4}.get(name, 0.6)
+    # log-normalised PCA gives 0.59, 0.89 and 0.78; a shuffled embedding 0.00
+    assert clustering(latent, adata.obs["cell_type"])["nmi"] > least
