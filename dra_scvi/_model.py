@@ -154,9 +154,26 @@ class DRA(SCVI):
         )
         self.init_params_ = self._get_init_params(locals())
 
-    @functools.wraps(SCVI.train)
+    # the signature is scVI's, the docstring is not: the default of `max_epochs` differs
+    @functools.wraps(SCVI.train, assigned=("__module__", "__qualname__"))
     def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> None:
-        """Train as scVI does, for :func:`default_max_epochs` where `max_epochs` is `None`."""
+        """Train the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data; `None` for :func:`default_max_epochs`.
+        *args
+            As in :meth:`scvi.model.SCVI.train`.
+        **kwargs
+            As in :meth:`scvi.model.SCVI.train`; `plan_kwargs` are arguments of
+            :class:`~dra_scvi.DualMatchingPlan`.
+
+        Raises
+        ------
+        TrainingDivergedError
+            When a term of the objective is not finite.
+        """
         if max_epochs is None and self.adata is not None:
             max_epochs = default_max_epochs(self.adata.n_obs, kwargs.get("batch_size") or 128)
         return super().train(max_epochs, *args, **kwargs)
