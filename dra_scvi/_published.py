@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from dra_scvi._checkpoint import ResumablePlan
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._exceptions import InvalidCountsError, TrainingDivergedError
+from dra_scvi._likelihood import count_log_prob
 from dra_scvi._matching import released_distance, released_generator_loss
 from dra_scvi._model import DRA
 from dra_scvi._priors import NormalPrior, Prior, UniformPrior
@@ -230,8 +231,14 @@ class PublishedVAE(VAE):
         kl_weight: float = 0.0,
     ) -> LossOutput:
         """``-ln ZINB(x) + KL(q(l) ‖ p(l)) + kl_weight · KL(q(z) ‖ p(z))`` on transformed data."""
-        x = self.transform(tensors[REGISTRY_KEYS.X_KEY])
-        reconstruction = -generative_outputs[MODULE_KEYS.PX_KEY].log_prob(x).sum(-1)
+        x, px = (
+            self.transform(tensors[REGISTRY_KEYS.X_KEY]),
+            generative_outputs[MODULE_KEYS.PX_KEY],
+        )
+        if px.mu.ndim == 2:
+            reconstruction = -count_log_prob(x, px.mu, self.px_r.exp(), px.zi_logits)
+        else:
+            reconstruction = -px.log_prob(x).sum(-1)
         qz, ql = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.QL_KEY]
         kl_z = kl_divergence(qz, generative_outputs[MODULE_KEYS.PZ_KEY]).sum(-1)
         kl_l = kl_divergence(ql, generative_outputs[MODULE_KEYS.PL_KEY]).sum(-1)

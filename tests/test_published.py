@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -233,3 +234,10 @@ def test_the_preset_runs_on_real_counts(
     sample = model.get_latent_representation(indices=model.test_indices, give_mean=False)
     assert sample.shape == (601, n_latent)
     assert np.isfinite(sample).all()
+
+
+def test_training_on_scaled_logs_raises_no_warning_about_their_support(adata: AnnData) -> None:
+    model = make(adata)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*support of the distribution.*")
+        model.train(max_epochs=1, batch_size=32, **QUIET)
