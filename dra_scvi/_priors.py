@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Prior(nn.Module):
+class Prior(nn.Module, ABC):
     """A distribution over codes of `n_latent` dimensions."""
 
     def __init__(self, n_latent: int) -> None:
@@ -23,13 +24,13 @@ class Prior(nn.Module):
         self._origin: Tensor
         self.register_buffer("_origin", torch.zeros(n_latent), persistent=False)
 
+    @abstractmethod
     def sample(self, n_samples: int) -> Tensor:
         """Draw codes, shape ``(n_samples, n_latent)``, without a gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of codes ``(..., n_latent)``, shape ``(...,)``, in nats."""
-        raise NotImplementedError
 
     def kl(self, qz: Normal, z: Tensor) -> Tensor:
         """KL(q(z|x) ‖ p(z)) per cell in nats, estimated at the sampled codes `z`."""
