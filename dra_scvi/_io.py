@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dra_scvi._validation import closest
+from dra_scvi._validation import closest, named_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -375,7 +375,7 @@ def _shallow_copy(adata: AnnData) -> AnnData:
         varm=dict(adata.varm),
         obsp=dict(adata.obsp),
         varp=dict(adata.varp),
-        layers=dict(adata.layers),
+        layers={key: adata.layers[key] for key in named_layers(adata)},
         raw=adata.raw,
     )
 

@@ -175,7 +175,7 @@ def validate_keys(
     KeyError: "batch_key='doner' is not a column of adata.obs; did you mean 'donor'? Available: ...
     """
     if layer is not None and layer not in adata.layers:
-        raise KeyError(unknown_key("layer", layer, "a key of adata.layers", adata.layers.keys()))
+        raise KeyError(unknown_key("layer", layer, "a key of adata.layers", named_layers(adata)))
     for argument, keys in (obs_keys or {}).items():
         for key in [keys] if isinstance(keys, str) else keys or ():
             if key not in adata.obs:
@@ -215,6 +215,11 @@ def closest(name: str, names: Iterable[str]) -> str | None:
     originals = {candidate.casefold(): candidate for candidate in names}
     matches = difflib.get_close_matches(str(name).casefold(), originals, n=1)
     return originals[matches[0]] if matches else None
+
+
+def named_layers(adata: AnnData) -> list[str]:
+    """Keys of ``adata.layers``; from version 0.13 on anndata lists ``X`` there too, as `None`."""
+    return [key for key in adata.layers if key is not None]
 
 
 def _where(layer: str | None) -> str:
@@ -395,7 +400,7 @@ def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
 
 def _matrices_of_counts(adata: AnnData, layer: str | None) -> list[str]:
     """Name the other matrices that hold counts, judged by their first block."""
-    others: dict[str, Any] = {f"layer={key!r}": adata.layers[key] for key in adata.layers}
+    others: dict[str, Any] = {f"layer={key!r}": adata.layers[key] for key in named_layers(adata)}
     others.pop(f"layer={layer!r}", None)
     if layer is not None:
         others["layer=None, that is adata.X"] = adata.X
