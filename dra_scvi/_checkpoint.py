@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from scvi.train import TrainingPlan
 
 from dra_scvi._exceptions import TrainingInterruptedError
+from dra_scvi._io import atomic_path
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -73,12 +73,8 @@ class InterruptCheckpoint(Checkpoint):
         is_due = time.monotonic() - self._last_save > self.every_seconds
         if self.signum is None and not is_due:
             return
-        partial = self.path.with_name(f".{os.getpid()}-{self.path.name}")
-        try:
+        with atomic_path(self.path) as partial:
             trainer.save_checkpoint(partial)
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
         self._last_save = time.monotonic()
         if self.signum is not None:
             raise TrainingInterruptedError(self.signum, trainer.current_epoch + 1, self.path)

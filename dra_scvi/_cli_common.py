@@ -360,8 +360,9 @@ def clustering_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, A
 
 def effective_prior(settings: Mapping[str, Any]) -> str:
     """Name the prior of a model from its arguments, where `None` is the model's own choice."""
-    default = "normal" if settings.get("latent_distribution") == "ln" else "mixture"
-    return settings["prior"] or default
+    from dra_scvi._priors import default_prior
+
+    return settings["prior"] or default_prior(settings.get("latent_distribution", "normal"))
 
 
 def bare(adata: AnnData, layer: str | None, columns: Sequence[str]) -> AnnData:

@@ -16,7 +16,7 @@ from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._likelihood import count_log_prob, log_expression
 from dra_scvi._matching import DIVERGENCES, scale_gradient
 from dra_scvi._networks import Discriminator, set_decoder_widths, set_widths
-from dra_scvi._priors import PRIORS, MixturePrior, NormalPrior, Prior
+from dra_scvi._priors import PRIORS, MixturePrior, NormalPrior, Prior, default_prior
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -313,8 +313,7 @@ class DRAVAE(VAE):
 def _make_prior(
     name: str | None, n_latent: int, n_components: int, latent_distribution: str
 ) -> Prior:
-    if name is None:
-        name = "mixture" if latent_distribution == "normal" else "normal"
+    name = name or default_prior(latent_distribution)
     prior_cls = PRIORS[_choose(PRIORS, "prior", name)]
     if latent_distribution != "normal" and name != "normal":
         raise ValueError(

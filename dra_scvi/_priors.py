@@ -199,6 +199,17 @@ def _inverse_softplus(value: Tensor) -> Tensor:
     return value + torch.log(-torch.expm1(-value))
 
 
+def default_prior(latent_distribution: str) -> str:
+    """Name the prior of a model that was given none.
+
+    Examples
+    --------
+    >>> default_prior("normal"), default_prior("ln")
+    ('mixture', 'normal')
+    """
+    return "mixture" if latent_distribution == "normal" else "normal"
+
+
 PRIORS: dict[str, type[Prior]] = {
     "normal": NormalPrior,
     "uniform": UniformPrior,
