@@ -7,11 +7,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dra_scvi import datasets, metrics, pl, presets, tl
+    from dra_scvi import benchmark, datasets, metrics, pl, presets, tl
     from dra_scvi._exceptions import (
+        GeneMismatchError,
         InvalidCountsError,
         TrainingDivergedError,
         TrainingInterruptedError,
+        UntrustedModelError,
     )
     from dra_scvi._model import DRA
     from dra_scvi._module import DRAVAE
@@ -24,10 +26,13 @@ __all__ = [
     "DRA",
     "DRAVAE",
     "DualMatchingPlan",
+    "GeneMismatchError",
     "InvalidCountsError",
     "PublishedDRA",
     "TrainingDivergedError",
     "TrainingInterruptedError",
+    "UntrustedModelError",
+    "benchmark",
     "datasets",
     "metrics",
     "pl",
@@ -39,10 +44,12 @@ _HOMES = {
     "DRA": "_model",
     "DRAVAE": "_module",
     "DualMatchingPlan": "_training_plan",
+    "GeneMismatchError": "_exceptions",
     "InvalidCountsError": "_exceptions",
     "PublishedDRA": "_published",
     "TrainingDivergedError": "_exceptions",
     "TrainingInterruptedError": "_exceptions",
+    "UntrustedModelError": "_exceptions",
 }
 
 

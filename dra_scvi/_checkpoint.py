@@ -1,9 +1,11 @@
-"""Interrupted training that goes on exactly where it stopped: what is saved, and when."""
+"""Training that stops: what is kept of it, when, and how it goes on exactly from there."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,13 +16,32 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from scvi.train import TrainingPlan
 
-from dra_scvi._exceptions import TrainingInterruptedError
+from dra_scvi._exceptions import TrainingDivergedError, TrainingInterruptedError
 from dra_scvi._io import atomic_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from torch import Tensor
+
+
+@contextlib.contextmanager
+def refused_as_diverged(term: str, epoch: int, step: int) -> Iterator[None]:
+    """Turn the refusal to build a distribution from NaN or infinity into what it means.
+
+    Raises
+    ------
+    TrainingDivergedError
+        In place of the `ValueError` of :mod:`torch.distributions`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "to satisfy the constraint" not in str(error):
+            raise
+        raise TrainingDivergedError(term, epoch, step) from error
 
 
 class InterruptCheckpoint(Checkpoint):
@@ -80,10 +101,164 @@ class InterruptCheckpoint(Checkpoint):
             raise TrainingInterruptedError(self.signum, trainer.current_epoch + 1, self.path)
 
 
-class ResumablePlan(TrainingPlan):
-    """A training plan whose checkpoints hold the state of the random generators.
+def check_checkpoint(path: Path, module: torch.nn.Module) -> None:
+    """Check that training can go on from a checkpoint.
 
-    Training that goes on from one is equal, bit by bit on a CPU, to training without a stop.
+    Parameters
+    ----------
+    path
+        The checkpoint.
+    module
+        What is to be trained.
+
+    Raises
+    ------
+    ValueError
+        When it is damaged, or of a training with other networks or other genes.
+    """
+    remedy = "delete it to start from the beginning"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise ValueError(f"{path} is corrupt or truncated; {remedy}.") from error
+    expected = {f"module.{name}": value.shape for name, value in module.state_dict().items()}
+    if expected != {n: v.shape for n, v in saved.items() if n.startswith("module.")}:
+        raise ValueError(
+            f"{path} is of a training with other settings, genes or batches; repeat those, or "
+            f"{remedy}."
+        )
+
+
+class LastGoodState(Checkpoint):
+    """Keep the module of the last epoch that went well, and go back to it from a divergence.
+
+    It is a :class:`~lightning.pytorch.callbacks.Checkpoint` since those are called last: after the
+    plan has looked at the epoch's terms.
+    """
+
+    def __init__(self) -> None:
+        self._state: dict[str, Tensor] = {}
+        self._batch: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Keep the beginning."""
+        self._keep(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Keep the last minibatch."""
+        self._batch = batch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Keep the epoch, unless its last step went wrong, which no term has shown yet.
+
+        Raises
+        ------
+        TrainingDivergedError
+            When a weight, or the loss of the validation cells, is not finite.
+        """
+        state = pl_module.module.state_dict().values()
+        sums = {
+            "weights": sum(value.sum().float() for value in state if value.is_floating_point())
+        }
+        if "validation_loss" in trainer.callback_metrics:
+            sums["validation_loss"] = trainer.callback_metrics["validation_loss"]
+        for term, value in sums.items():
+            if not torch.isfinite(value):
+                step = trainer.fit_loop.batch_idx
+                raise TrainingDivergedError(term, trainer.current_epoch, step)
+        self._keep(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Look at what the last step has led to.
+
+        Raises
+        ------
+        TrainingDivergedError
+            When the loss of the last minibatch is no longer finite.
+        """
+        if self._batch is not None and not self._is_finite(pl_module):
+            last = max(trainer.current_epoch - 1, 0)
+            raise TrainingDivergedError("train_loss", last, trainer.fit_loop.batch_idx)
+        self._batch = None
+        self._state.clear()
+
+    def _is_finite(self, pl_module: Any) -> bool:
+        """Tell whether the loss of the last minibatch is, without a trace in random state."""
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        was_training = pl_module.module.training
+        with torch.inference_mode(), torch.random.fork_rng(devices):
+            pl_module.module.eval()
+            try:
+                with refused_as_diverged("train_loss", 0, 0):
+                    loss = pl_module(self._batch, loss_kwargs=pl_module.loss_kwargs)[2].loss
+            except TrainingDivergedError:
+                return False
+            finally:
+                pl_module.module.train(was_training)
+        return bool(torch.isfinite(loss))
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Go back where training diverged."""
+        if isinstance(exception, TrainingDivergedError) and self._state:
+            pl_module.module.load_state_dict(self._state)
+            pl_module.module.eval()
+        self._state.clear()
+
+    def _keep(self, pl_module: Any) -> None:
+        state = pl_module.module.state_dict()
+        self._state = {name: value.detach().clone() for name, value in state.items()}
+
+
+class _WithoutRemark:
+    """Standard output without the line in which scvi-tools repeats what is raised."""
+
+    REMARK = "Exception raised during training."
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._is_remark = False
+
+    def write(self, text: str) -> int:
+        if text == self.REMARK:
+            self._is_remark = True
+        if not self._is_remark:
+            return self._stream.write(text)
+        self._is_remark = not text.endswith("\n")
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let errors and interrupts out of the trainers as they are.
+
+    Lightning ends the interpreter for a KeyboardInterrupt and has the process ignore the next
+    ones; scvi-tools prints every error.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with contextlib.redirect_stdout(_WithoutRemark(sys.stdout)):
+            yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+    finally:
+        if is_main and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
+class ResumablePlan(TrainingPlan):
+    """A training plan that keeps what is worth keeping when training stops.
+
+    Its checkpoints hold the state of the random generators: training that goes on from one is
+    equal, bit by bit on a CPU, to training without a stop. Where training diverges, the module
+    is left as it was at the end of the last good epoch.
 
     Parameters
     ----------
@@ -102,8 +277,20 @@ class ResumablePlan(TrainingPlan):
         self._checkpoint = checkpoint
 
     def configure_callbacks(self) -> list[Callback]:
-        """Attach the callback that saves, if there is one."""
-        return [] if self._checkpoint is None else [self._checkpoint]
+        """Attach the callback that saves, if there is one, and the one that goes back."""
+        saves = [] if self._checkpoint is None else [self._checkpoint]
+        return [LastGoodState(), *saves]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the loss of a minibatch that is not trained on.
+
+        Raises
+        ------
+        TrainingDivergedError
+            When no distribution can be built for it.
+        """
+        with refused_as_diverged("validation_loss", self.current_epoch, batch_idx):
+            super().validation_step(batch, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the random state, in plain types that can be loaded without running code."""

@@ -172,11 +172,12 @@ class Common:
 
 
 class Result(NamedTuple):
-    """What a command found: all of it for JSON, and the table for people."""
+    """What a command found: all of it for JSON, and one or more tables for people."""
 
     figures: dict[str, Any]
     title: str = ""
     rows: Sequence[Mapping[str, Any]] = ()
+    more: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = ()
 
 
 def _common_options() -> list[click.Option]:
@@ -272,8 +273,9 @@ def _emit(name: str, result: Result, common: Common) -> None:
         return
     if common.json is not None:
         common.say(f"wrote {common.json}")
-    if result.rows:
-        _print_table(result.title, result.rows)
+    for title, rows in ((result.title, result.rows), *result.more):
+        if rows:
+            _print_table(title, rows)
 
 
 def _print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

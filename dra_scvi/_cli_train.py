@@ -341,11 +341,10 @@ def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> di
 
 
 def _write_training(adata: AnnData, model: DRA, request: TrainRequest, common: Common) -> None:
-    from dra_scvi._io import atomic_folder, write_h5ad
+    from dra_scvi._io import write_h5ad
 
     if request.model_dir is not None:
-        with atomic_folder(request.model_dir) as temporary:
-            model.save(str(temporary), overwrite=True)
+        model.save(str(request.model_dir), overwrite=common.force)
         common.say(f"wrote {request.model_dir}")
     write_h5ad(adata, request.output)
     common.say(f"wrote {request.output}")

@@ -1,6 +1,9 @@
 """The few names that dra_scvi needs from private parts of scvi-tools, in one place."""
 
+import rich.pretty  # noqa: F401  # scvi-tools uses it without importing it
+from scvi.data._download import _download as download
+from scvi.data._utils import _get_adata_minify_type as minified_type
 from scvi.data._utils import _is_minified as is_minified
 from scvi.module._constants import MODULE_KEYS
 
-__all__ = ["MODULE_KEYS", "is_minified"]
+__all__ = ["MODULE_KEYS", "download", "is_minified", "minified_type"]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
 
 # NaN and infinity must come through: they are what the training plan looks for
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -361,6 +362,103 @@ def log_expression_and_derivatives(
 
     _share(run, len(mu), n_threads)
     return value, d_mu, d_zi
+
+
+@_jit
+def _gather(indptr: Any, indices: Any, data: Any, rows: Any, out: Any) -> None:
+    for i in range(rows.shape[0]):
+        for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            out[i, indices[j]] = np.float32(data[j])
+
+
+def gather_rows(matrix: csr_matrix, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Return rows of a CSR matrix without duplicate entries as a dense matrix."""
+    out = np.zeros((len(rows), matrix.shape[1]), np.float32)
+    _gather(matrix.indptr, matrix.indices, matrix.data, rows, out)
+    return out
+
+
+@_jit
+def _project(
+    indptr: Any, indices: Any, data: Any, rows: Any, log1p: Any, weight: Any, out: Any
+) -> None:
+    values = np.empty(weight.shape[0] + 3, np.float32)
+    genes = np.empty(weight.shape[0] + 3, np.int64)
+    total = np.empty(weight.shape[1], np.float32)
+    for i in range(rows.shape[0]):
+        start, n = indptr[rows[i]], indptr[rows[i] + 1] - indptr[rows[i]]
+        for j in range(n):
+            values[j] = data[start + j]
+            genes[j] = indices[start + j]
+        if log1p:
+            for j in range(n):
+                values[j] = _log1p(values[j])
+        values[n : n + 3] = 0.0
+        genes[n : n + 3] = 0
+        total[:] = 0.0
+        for j in range(0, n, 4):  # four at a time: the sum is loaded and stored less often
+            a, b, c, d = values[j], values[j + 1], values[j + 2], values[j + 3]
+            of_a, of_b, of_c, of_d = genes[j], genes[j + 1], genes[j + 2], genes[j + 3]
+            for h in range(total.shape[0]):
+                total[h] += (
+                    a * weight[of_a, h]
+                    + b * weight[of_b, h]
+                    + c * weight[of_c, h]
+                    + d * weight[of_d, h]
+                )
+        out[i] = total
+
+
+def project_rows(
+    matrix: csr_matrix,
+    rows: NDArray[np.integer],
+    weight: NDArray[np.float32],
+    log1p: bool,
+    n_threads: int,
+) -> NDArray[np.float32]:
+    """Rows of a CSR matrix, or their log1p, times a dense matrix.
+
+    Parameters
+    ----------
+    matrix
+        CSR matrix, shape ``(n_cells, n_genes)``; not negative where `log1p` is asked for.
+    rows
+        Rows to take.
+    weight
+        Dense matrix, shape ``(n_genes, n_hidden)``, row by row in memory.
+    log1p
+        Whether to take ``ln(1 + x)`` first.
+    n_threads
+        Number of threads that share the rows.
+    """
+    out = np.zeros((len(rows), weight.shape[1]), np.float32)
+
+    def run(part: slice) -> None:
+        _project(matrix.indptr, matrix.indices, matrix.data, rows[part], log1p, weight, out[part])
+
+    _share(run, len(rows), n_threads)
+    return out
+
+
+@_jit
+def _log1p_all(x: Any, scale: Any, out: Any) -> None:
+    for b in range(x.shape[0]):
+        for g in range(x.shape[1]):
+            y = x[b, g] * scale[b]
+            out[b, g] = _log1p(y) + (y - y)
+
+
+def log1p_counts(
+    x: NDArray[np.float32], scale: NDArray[np.float32], n_threads: int
+) -> NDArray[np.float32]:
+    """``ln(1 + scale · x)`` of counts, shape ``(n_cells, n_genes)``, with one factor per cell."""
+    out = np.empty_like(x)
+
+    def run(cells: slice) -> None:
+        _log1p_all(x[cells], scale[cells], out[cells])
+
+    _share(run, len(x), n_threads)
+    return out
 
 
 def _share(run: Callable[[slice], None], n_cells: int, n_threads: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -25,6 +25,42 @@ class InvalidCountsError(ValueError):
         self, message: str, report: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None:
         self.report = dict(report or {})
+        super().__init__(message)
+
+
+class GeneMismatchError(ValueError):
+    """The genes are not those of the model, or not in its order.
+
+    Parameters
+    ----------
+    message
+        One line for the user.
+    missing
+        Genes of the model that the data lack, in the order of the model.
+    unknown
+        Genes of the data that the model does not know.
+    """
+
+    def __init__(
+        self, message: str, missing: Sequence[str] = (), unknown: Sequence[str] = ()
+    ) -> None:
+        self.missing, self.unknown = tuple(missing), tuple(unknown)
+        super().__init__(message)
+
+
+class UntrustedModelError(ValueError):
+    """A saved model would import what no model needs: code may be hidden in it.
+
+    Parameters
+    ----------
+    message
+        One line for the user.
+    names
+        What the file would import; empty where that cannot be told.
+    """
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        self.names = tuple(names)
         super().__init__(message)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dra_scvi._validation import closest, named_layers
+from dra_scvi._hdf5_probe import check_10x, check_hdf5
+from dra_scvi._validation import check_structure, closest, named_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,6 +71,9 @@ def read_input(path: str | Path) -> AnnData:
             f"{path} could not be read as {kind}: it is corrupt, truncated or of another kind "
             f"({_first_line(error)}). Accepted: {ACCEPTED}."
         ) from error
+    check_structure(adata.X, f"X of {path}")
+    for key in named_layers(adata):
+        check_structure(adata.layers[key], f"layer {key!r} of {path}")
     if adata.shape == (0, 0):
         raise ValueError(f"{path} could not be read as {kind}: it holds neither cells nor genes.")
     return adata
@@ -312,6 +316,7 @@ def _reader(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
 def _read_h5ad(path: Path) -> AnnData:
     import anndata
 
+    check_hdf5(path)
     return anndata.read_h5ad(path)
 
 
@@ -324,6 +329,8 @@ def _read_zarr(path: Path) -> AnnData:
 def _read_10x(path: Path) -> AnnData:
     import scanpy
 
+    check_hdf5(path)
+    check_10x(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)
         adata = scanpy.read_10x_h5(path)

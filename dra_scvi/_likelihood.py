@@ -19,7 +19,11 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from dra_scvi._count_kernel import log_expression_and_derivatives, log_prob_and_derivatives
+from dra_scvi._count_kernel import (
+    log1p_counts,
+    log_expression_and_derivatives,
+    log_prob_and_derivatives,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,50 +113,61 @@ class _CountLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None
     ) -> Tensor:
-        rows, genes = (x > _EPS).nonzero(as_tuple=True)
-        ctx.save_for_backward(x, mu, theta, zi_logits, rows, genes)
+        ctx.save_for_backward(x, mu, theta, zi_logits)
+        ctx.entries = entries = _gamma_entries(x)
         log_theta_mu = torch.log(theta + mu + _EPS)
         log_zero = theta * (torch.log(theta + _EPS) - log_theta_mu)
-        theta_positive = theta.expand_as(mu)[rows, genes]
-        x_positive = x[rows, genes]
-        positive = (
-            x_positive * (torch.log(mu[rows, genes] + _EPS) - log_theta_mu[rows, genes])
-            + torch.lgamma(x_positive + theta_positive)
-            - torch.lgamma(theta).expand_as(mu)[rows, genes]
-            - torch.lgamma(x_positive + 1)
+        count, count_theta = x[entries], theta.expand_as(mu)[entries]
+        correction = (
+            count * (torch.log(mu[entries] + _EPS) - log_theta_mu[entries])
+            + torch.lgamma(count + count_theta)
+            - torch.lgamma(theta).expand_as(mu)[entries]
+            - torch.lgamma(count + 1)
         )
-        if zi_logits is None:
-            return log_zero.sum(-1).index_add(0, rows, positive)
-        log_odds = log_zero - zi_logits
-        positive -= softplus(-log_odds[rows, genes])
-        return (softplus(log_odds) - softplus(-zi_logits)).sum(-1).index_add(0, rows, positive)
+        if zi_logits is not None:
+            log_odds = log_zero - zi_logits
+            log_zero = softplus(log_odds) - softplus(-zi_logits)
+            correction -= softplus(-log_odds[entries]) * (count > _EPS)
+        if correction.ndim == 2:
+            return (log_zero + correction).sum(-1)
+        return log_zero.sum(-1).index_add(0, entries[0], correction)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mu, theta, zi_logits, rows, genes = ctx.saved_tensors
+        x, mu, theta, zi_logits = ctx.saved_tensors
+        entries = ctx.entries
         grad = grad[:, None]
-        x_positive = x[rows, genes]
         total = theta + mu + _EPS
         log_ratio = torch.log(theta + _EPS) - torch.log(total)
 
         d_log_zero = torch.ones_like(mu)  # derivative with respect to ln NB(0)
         d_zi = None
         if zi_logits is not None:
-            d_log_zero = torch.sigmoid(theta * log_ratio - zi_logits)
-            d_log_zero[rows, genes] = 1.0
+            from_nb = torch.sigmoid(theta * log_ratio - zi_logits)
+            d_log_zero = torch.where(x > _EPS, d_log_zero, from_nb)
             d_zi = grad * (torch.sigmoid(-zi_logits) - d_log_zero)
 
-        share = x_positive / total[rows, genes]
+        count, share = x[entries], x[entries] / total[entries]
         d_mu = -d_log_zero * theta / total
-        d_mu[rows, genes] += x_positive / (mu[rows, genes] + _EPS) - share
+        d_mu[entries] += count / (mu[entries] + _EPS) - share
         d_theta = d_log_zero * (log_ratio + theta / (theta + _EPS) - theta / total)
-        d_theta[rows, genes] += (
-            torch.digamma(x_positive + theta.expand_as(mu)[rows, genes])
-            - torch.digamma(theta).expand_as(mu)[rows, genes]
+        d_theta[entries] += (
+            torch.digamma(count + theta.expand_as(mu)[entries])
+            - torch.digamma(theta).expand_as(mu)[entries]
             - share
         )
         return None, grad * d_mu, (grad * d_theta).sum_to_size(theta.shape), d_zi
+
+
+def _gamma_entries(x: Tensor) -> tuple[Any, ...]:
+    """Index the entries that need gamma functions: the non-zeros on a CPU, all on other devices.
+
+    To count the non-zeros, the host would have to wait for the device; at zeros the terms cancel.
+    """
+    if x.device.type == "cpu":
+        return (x > _EPS).nonzero(as_tuple=True)
+    return slice(None), slice(None)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
@@ -161,6 +176,28 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def log_counts(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """``ln(1 + scale · x)`` of counts, without a gradient.
+
+    Parameters
+    ----------
+    x
+        Counts, shape ``(n_cells, n_genes)``.
+    scale
+        Factor of each cell, shape ``(n_cells, 1)``; `None` for 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> log_counts(torch.ones(1, 2)).exp()
+    tensor([[2., 2.]])
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return torch.log1p(x if scale is None else x * scale)
+    factors = torch.ones(len(x)) if scale is None else scale.float().view(-1)
+    return torch.from_numpy(log1p_counts(_array(x), _array(factors), torch.get_num_threads()))
 
 
 def log_expression(mu: Tensor, zi_logits: Tensor | None, scale: Tensor) -> Tensor:

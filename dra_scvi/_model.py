@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
 from scvi.model import SCVI
 from scvi.utils import setup_anndata_dsp
 
-from dra_scvi._compat import is_minified
+from dra_scvi._checkpoint import interruptible, refused_as_diverged
+from dra_scvi._compat import is_minified, minified_type
+from dra_scvi._data_splitting import DataSplitter, resident_rows
+from dra_scvi._docstrings import with_parameters_of
+from dra_scvi._exceptions import TrainingDivergedError
+from dra_scvi._getters import GetterMixin
 from dra_scvi._module import DRAVAE
+from dra_scvi._persistence import PersistenceMixin
+from dra_scvi._registration import CountsField, CountsManager
 from dra_scvi._training_plan import DualMatchingPlan
-from dra_scvi._validation import validate_counts, validate_keys
+from dra_scvi._transfer import TransferMixin
+from dra_scvi._validation import validate_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    import pandas as pd
     from anndata import AnnData
+    from numpy.typing import NDArray
+    from torch import Tensor
 
+    from dra_scvi._data_splitting import Rows
     from dra_scvi._module import DivergenceName, PriorName
 
 
-MIN_STEPS = 2_000
 MAX_EPOCHS = 400
+MIN_STEPS = 1_000
+MIN_EPOCHS = 4
+INFERENCE_BATCH_SIZE = 512
+CALIBRATION_CELLS = 2_048
 
 
 def default_max_epochs(n_obs: int, batch_size: int = 128) -> int:
-    """Epochs of training for a number of cells: a quarter of scVI's, but at least 2,000 steps.
+    """Epochs of training for a number of cells: an eighth of scVI's, but at least 1,000 steps.
+
+    And at least four epochs, in the second of which a mixture prior starts.
 
     Parameters
     ----------
@@ -39,15 +64,15 @@ def default_max_epochs(n_obs: int, batch_size: int = 128) -> int:
     Examples
     --------
     >>> [default_max_epochs(n_obs) for n_obs in (700, 4_000, 20_000, 1_000_000)]
-    [400, 100, 100, 2]
+    [200, 50, 50, 4]
     """
     steps_per_epoch = math.ceil(0.9 * n_obs / batch_size)
     enough = math.ceil(MIN_STEPS / steps_per_epoch)
-    quarter_of_scvi = round(MAX_EPOCHS / 4 * min(1.0, 20_000 / n_obs))
-    return max(1, min(MAX_EPOCHS, max(enough, quarter_of_scvi)))
+    eighth_of_scvi = round(MAX_EPOCHS / 8 * min(1.0, 20_000 / n_obs))
+    return min(MAX_EPOCHS, max(enough, eighth_of_scvi, MIN_EPOCHS))
 
 
-class DRA(SCVI):
+class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[misc]
     """Embed single cells with an adversarial variational autoencoder with dual matching (DR-A).
 
     A drop-in for :class:`~scvi.model.SCVI`: registration, training, every getter, differential
@@ -83,6 +108,9 @@ class DRA(SCVI):
         `latent_distribution` is `"ln"`.
     n_components
         Number of Gaussians of the mixture prior.
+    prior_anchor
+        Weight of the standard normal in the mixture prior, between 0 and 1: how much it costs
+        clusters to lie far apart.
     divergence
         What the discriminators estimate: `"bhattacharyya"` or `"jensen-shannon"`.
     n_hidden_discriminator
@@ -107,7 +135,9 @@ class DRA(SCVI):
     (200, 5)
     """
 
+    _data_splitter_cls = DataSplitter
     _module_cls = DRAVAE
+    _uses_code_axes = True
     _training_plan_cls = DualMatchingPlan
 
     def __init__(
@@ -124,6 +154,7 @@ class DRA(SCVI):
         latent_distribution: Literal["normal", "ln"] = "normal",
         prior: PriorName | None = None,
         n_components: int = 20,
+        prior_anchor: float = 0.5,
         divergence: DivergenceName = "bhattacharyya",
         n_hidden_discriminator: Sequence[int] = (64,),
         **kwargs: Any,
@@ -141,6 +172,7 @@ class DRA(SCVI):
             latent_distribution=latent_distribution,
             prior=prior,
             n_components=n_components,
+            prior_anchor=prior_anchor,
             divergence=divergence,
             n_hidden_discriminator=n_hidden_discriminator,
             **kwargs,
@@ -154,29 +186,179 @@ class DRA(SCVI):
         )
         self.init_params_ = self._get_init_params(locals())
 
-    # the signature is scVI's, the docstring is not: the default of `max_epochs` differs
-    @functools.wraps(SCVI.train, assigned=("__module__", "__qualname__"))
+    @with_parameters_of(SCVI.train, leave_out=["max_epochs"])
     def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> None:
-        """Train the model.
+        """Train the model; `plan_kwargs` are arguments of :class:`~dra_scvi.DualMatchingPlan`.
 
         Parameters
         ----------
         max_epochs
             Passes over the data; `None` for :func:`default_max_epochs`.
-        *args
-            As in :meth:`scvi.model.SCVI.train`.
-        **kwargs
-            As in :meth:`scvi.model.SCVI.train`; `plan_kwargs` are arguments of
-            :class:`~dra_scvi.DualMatchingPlan`.
+        {parameters}
 
         Raises
         ------
         TrainingDivergedError
-            When a term of the objective is not finite.
+            When a term of the objective is not finite. The model is then as it was at the end of
+            the last epoch that went well.
         """
-        if max_epochs is None and self.adata is not None:
-            max_epochs = default_max_epochs(self.adata.n_obs, kwargs.get("batch_size") or 128)
-        return super().train(max_epochs, *args, **kwargs)
+        n_obs = getattr(kwargs.get("datamodule") or self.adata, "n_obs", None)
+        if max_epochs is None and n_obs is not None:
+            max_epochs = default_max_epochs(n_obs, kwargs.get("batch_size") or 128)
+        with interruptible():
+            super().train(max_epochs, *args, **kwargs)
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Put codes on the axes of the expression they predict; a query keeps its reference's.
+
+        Raises
+        ------
+        TrainingDivergedError
+            When the last step has led to codes that are not finite.
+        """
+        is_query = not all(p.requires_grad for p in self.module.decoder.parameters())
+        has_axes = isinstance(self.module, DRAVAE) and self.module.latent_distribution == "normal"
+        if not has_axes or is_query or self.adata is None:
+            return
+        adata = self._validate_anndata()
+        cells = np.arange(0, adata.n_obs, math.ceil(adata.n_obs / CALIBRATION_CELLS))
+        loader = self._make_data_loader(adata, cells, batch_size=INFERENCE_BATCH_SIZE)
+        epoch, step = max(self.trainer.current_epoch - 1, 0), self.trainer.fit_loop.batch_idx
+        try:
+            with refused_as_diverged("codes", epoch, step):
+                is_finite = self.module.calibrate(loader)
+            if not is_finite:
+                raise TrainingDivergedError("codes", epoch, step)
+        except TrainingDivergedError:
+            self.is_trained_ = False
+            raise
+
+    @with_parameters_of(PersistenceMixin.save)
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model, whole or not at all.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Raises
+        ------
+        FileExistsError
+            When the folder exists and may not be overwritten.
+        """
+        trainer = getattr(self, "trainer", None)
+        if trainer is not None and trainer.state.status == "running":  # SaveCheckpoint's work
+            self._calibrate()
+        super().save(*args, **kwargs)
+
+    @with_parameters_of(SCVI.differential_abundance)
+    def differential_abundance(self, *args: Any, **kwargs: Any) -> pd.DataFrame | None:
+        """Compare samples by the density of their cells' codes, as scVI does.
+
+        Parameters
+        ----------
+        {parameters}
+        """
+        self._uses_code_axes = False  # densities are those of the module's own codes
+        try:
+            return super().differential_abundance(*args, **kwargs)
+        finally:
+            del self._uses_code_axes
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
+        **data_loader_kwargs: Any,
+    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the codes of cells: the mean of q(z|x), shape ``(n_cells, n_latent)``.
+
+        Codes come on the axes that training ends with
+        (:func:`~dra_scvi._axes.expression_axes`): a distance between two is the distance between
+        the log-normalised profiles that they predict, and the dimensions are principal components,
+        in order. ``return_dist=True`` gives q(z|x) itself, in the coordinates of the decoder;
+        ``model.module.code_axes`` is what its means are multiplied with.
+
+        Counts in memory are encoded in large minibatches, without drawing codes.
+
+        Parameters
+        ----------
+        adata
+            AnnData with the genes that the model was trained on; `None` for the model's own.
+        indices
+            Cells to embed; `None` for all.
+        give_mean
+            Whether to return the mean of q(z|x), rather than one code drawn from it.
+        mc_samples
+            Number of codes that the mean is estimated from where it has no closed form
+            (`latent_distribution="ln"`).
+        batch_size
+            Cells in a minibatch; `None` for as many as are embedded fastest.
+        return_dist
+            Whether to return mean and variance of q(z|x) instead.
+        dataloader
+            Minibatches to embed in place of an AnnData.
+        **data_loader_kwargs
+            Arguments of :class:`~scvi.dataloaders.AnnDataLoader`.
+
+        Returns
+        -------
+        Codes, or means and variances where `return_dist` is set.
+        """
+        self._check_if_trained(warn=False)
+        has_closed_form = isinstance(self.module, DRAVAE) and (
+            return_dist or (give_mean and self.module.latent_distribution == "normal")
+        )
+        rows = None
+        if has_closed_form and dataloader is None and not data_loader_kwargs:
+            adata = self._validate_anndata(adata)
+            manager = self.get_anndata_manager(adata, required=True)
+            rows = None if is_minified(adata) else resident_rows(manager)
+        if rows is None:
+            codes = super().get_latent_representation(
+                adata,
+                indices,
+                give_mean,
+                mc_samples,
+                batch_size,
+                return_dist,
+                dataloader,
+                **data_loader_kwargs,
+            )
+        else:
+            cells = np.arange(manager.adata.n_obs)[slice(None) if indices is None else indices]
+            codes = self._posterior(rows, cells, batch_size or INFERENCE_BATCH_SIZE)
+            codes = codes if return_dist else codes[0]
+        if return_dist or not self._uses_code_axes or not isinstance(self.module, DRAVAE):
+            return codes
+        return codes @ self.module.code_axes.cpu().numpy()
+
+    def _posterior(
+        self, rows: dict[str, Rows], cells: NDArray[np.int64], batch_size: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and variance of q(z|x) of chosen cells."""
+        names = {
+            REGISTRY_KEYS.BATCH_KEY: "batch_index",
+            REGISTRY_KEYS.CONT_COVS_KEY: "cont_covs",
+            REGISTRY_KEYS.CAT_COVS_KEY: "cat_covs",
+        }
+        counts = rows[REGISTRY_KEYS.X_KEY]
+        weight = self.module.gene_weight.detach().contiguous()
+        parts = []
+        for index in torch.from_numpy(cells).split(batch_size):
+            genes = counts.project(index, weight, self.module.log_variational)
+            covariates = {
+                argument: rows[key].take(index) for key, argument in names.items() if key in rows
+            }
+            parts.append([part.cpu() for part in self.module.posterior(genes, **covariates)])
+        means, variances = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        return means, variances
 
     @classmethod
     @setup_anndata_dsp.dedent
@@ -189,6 +371,7 @@ class DRA(SCVI):
         size_factor_key: str | None = None,
         categorical_covariate_keys: list[str] | None = None,
         continuous_covariate_keys: list[str] | None = None,
+        allow_noninteger: bool = False,
         **kwargs: Any,
     ) -> None:
         """%(summary)s.
@@ -204,6 +387,9 @@ class DRA(SCVI):
         %(param_size_factor_key)s
         %(param_cat_cov_keys)s
         %(param_cont_cov_keys)s
+        allow_noninteger
+            Turn the error about values that are not integers into a warning, for counts that were
+            corrected or estimated.
 
         Raises
         ------
@@ -212,14 +398,31 @@ class DRA(SCVI):
         InvalidCountsError
             When the matrix does not hold raw counts.
         """
-        keys = {
-            "batch_key": batch_key,
-            "labels_key": labels_key,
-            "size_factor_key": size_factor_key,
-            "categorical_covariate_keys": categorical_covariate_keys,
-            "continuous_covariate_keys": continuous_covariate_keys,
-        }
-        validate_keys(adata, layer=layer, obs_keys=keys)
-        if not is_minified(adata):
-            validate_counts(adata, layer=layer, batch_key=batch_key)
-        super().setup_anndata(adata, layer=layer, **keys, **kwargs)
+        _refuse_mudata(adata)
+        setup_method_args = cls._get_setup_method_args(**locals())  # needs nothing else in scope
+        given = setup_method_args["setup_args"].items()
+        validate_keys(adata, layer, {k: v for k, v in given if k.endswith(("_key", "_keys"))})
+        fields = [
+            CountsField(layer, batch_key, allow_noninteger),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        ]
+        if is_minified(adata):
+            fields += cls._get_fields_for_adata_minification(minified_type(adata))
+        manager = CountsManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+
+def _refuse_mudata(adata: Any) -> None:
+    modalities = getattr(adata, "mod", None)
+    if modalities is not None:
+        names = ", ".join(repr(name) for name in modalities)
+        raise TypeError(
+            "DRA models the counts of one AnnData, and this is a MuData: pass the modality that "
+            f"holds RNA, as in DRA.setup_anndata(mdata[{next(iter(modalities), 'rna')!r}]). "
+            f"Modalities: {names}."
+        )

@@ -10,18 +10,20 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.module import VAE
 from scvi.module.base import LossOutput, auto_move_data
-from torch.distributions import kl_divergence
+from torch.distributions import Poisson, kl_divergence
+from torch.func import functional_call
 
+from dra_scvi._axes import expression_axes
 from dra_scvi._compat import MODULE_KEYS
-from dra_scvi._likelihood import count_log_prob, log_expression
+from dra_scvi._likelihood import count_log_prob, log_counts, log_expression
 from dra_scvi._matching import DIVERGENCES, scale_gradient
 from dra_scvi._networks import Discriminator, set_decoder_widths, set_widths
 from dra_scvi._priors import PRIORS, MixturePrior, NormalPrior, Prior, default_prior
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 PriorName = Literal["normal", "uniform", "mixture"]
 DivergenceName = Literal["bhattacharyya", "jensen-shannon"]
@@ -73,6 +75,9 @@ class DRAVAE(VAE):
         the normal where `latent_distribution` is `"ln"`.
     n_components
         Number of Gaussians of the mixture prior.
+    prior_anchor
+        Weight of the standard normal in the mixture prior, between 0 and 1: how much it costs
+        clusters to lie far apart.
     divergence
         What the discriminators estimate: `"bhattacharyya"` or `"jensen-shannon"`.
     n_hidden_discriminator
@@ -85,6 +90,9 @@ class DRAVAE(VAE):
     Lin, Mukherjee & Kannan, BMC Bioinformatics 21 (2020) 64; Lopez et al., Nature Methods 15
     (2018) 1053.
     """
+
+    # what both discriminators are made of; subclasses may put a network of their own here
+    _discriminator_cls: type[torch.nn.Module] = Discriminator
 
     def __init__(
         self,
@@ -103,6 +111,7 @@ class DRAVAE(VAE):
         use_observed_lib_size: bool = True,
         prior: PriorName | None = None,
         n_components: int = 20,
+        prior_anchor: float = 0.5,
         divergence: DivergenceName = "bhattacharyya",
         n_hidden_discriminator: Sequence[int] = (64,),
         **vae_kwargs: Any,
@@ -127,10 +136,147 @@ class DRAVAE(VAE):
         if len(set(widths)) > 1:
             set_widths(self.z_encoder.encoder, widths)
             set_decoder_widths(self.decoder, widths[::-1])
-        self.prior = _make_prior(prior, n_latent, n_components, latent_distribution)
+        self.prior = _make_prior(prior, n_latent, latent_distribution, n_components, prior_anchor)
         self.divergence = _choose(DIVERGENCES, "divergence", divergence)
-        self.latent_discriminator = Discriminator(n_latent, n_hidden_discriminator, n_batch)
-        self.data_discriminator = Discriminator(n_input, n_hidden_discriminator, n_batch)
+        self.code_axes: Tensor
+        self.register_buffer("code_axes", torch.eye(n_latent))
+        make = self._discriminator_cls
+        self.latent_discriminator = make(n_latent, n_hidden_discriminator, n_batch)
+        self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)
+
+    @auto_move_data
+    def _regular_inference(
+        self,
+        x: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        n_samples: int = 1,
+    ) -> dict[str, Any]:
+        """Run the inference process of :class:`~scvi.module.VAE`, with a compiled logarithm."""
+        log_x = log_counts(x) if self.log_variational else x
+        qz, z = self._encode(self.z_encoder, log_x, batch_index, cont_covs, cat_covs)
+        ql, library = None, x.sum(1).log().unsqueeze(1)
+        if not self.use_observed_lib_size:
+            ql, library = self._encode(self.l_encoder, log_x, batch_index, cont_covs, cat_covs)
+        if n_samples > 1:
+            z = self.z_encoder.z_transformation(qz.sample((n_samples,)))
+            library = library.expand(n_samples, -1, -1) if ql is None else ql.sample((n_samples,))
+        return {
+            MODULE_KEYS.Z_KEY: z,
+            MODULE_KEYS.QZ_KEY: qz,
+            MODULE_KEYS.QL_KEY: ql,
+            MODULE_KEYS.LIBRARY_KEY: library,
+        }
+
+    def _encode(
+        self,
+        encoder: Callable[..., Any],
+        log_x: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None,
+        cat_covs: Tensor | None,
+    ) -> Any:
+        """Hand an encoder the covariates that it was built for, along with log counts."""
+        inputs: list[Tensor] = [log_x]
+        categories: list[Tensor] = []
+        if self.encode_covariates:
+            inputs += [cont_covs] if cont_covs is not None else []
+            categories += torch.split(cat_covs, 1, dim=1) if cat_covs is not None else []
+        if self.batch_representation != "embedding":
+            categories.insert(0, batch_index)
+        elif self.encode_covariates:
+            inputs.append(self.compute_embedding(REGISTRY_KEYS.BATCH_KEY, batch_index))
+        return encoder(torch.cat(inputs, -1) if len(inputs) > 1 else log_x, *categories)
+
+    def calibrate(self, minibatches: Iterable[dict[str, Tensor]]) -> bool:
+        """Set :attr:`code_axes` to the axes of the expression that codes of some cells predict.
+
+        Expression is ``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, the scale of
+        log-normalised counts, or the mean under a normal likelihood.
+
+        Parameters
+        ----------
+        minibatches
+            Minibatches of the cells to go by.
+
+        Returns
+        -------
+        Whether codes and expression are finite; the axes are left alone if not.
+        """
+        parts = []
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            for tensors in minibatches:
+                inference, generative = self.forward(tensors, compute_loss=False)
+                px = generative[MODULE_KEYS.PX_KEY]
+                is_count = self.gene_likelihood != "normal"
+                expression = torch.log1p(1e4 * px.scale) if is_count else px.mean
+                z, qz = inference[MODULE_KEYS.Z_KEY], inference[MODULE_KEYS.QZ_KEY]
+                batch = tensors[REGISTRY_KEYS.BATCH_KEY].view(-1)
+                parts.append([part.cpu() for part in (z, expression, qz.loc, batch)])
+            whole = [torch.cat(part) for part in zip(*parts, strict=True)]
+        is_finite = all(bool(torch.isfinite(part).all()) for part in whole)
+        if is_finite:
+            self.code_axes.copy_(expression_axes(*whole))
+        return is_finite
+
+    @property
+    def gene_weight(self) -> Tensor:
+        """Weights of the encoder's first layer on the genes, shape ``(n_genes, n_hidden)``."""
+        return self._first_layer.weight[:, : self.n_input].T
+
+    @property
+    def _first_layer(self) -> nn.Linear:
+        return self.z_encoder.encoder.fc_layers[0][0]
+
+    def _get_inference_input(
+        self, tensors: dict[str, Tensor | None], full_forward_pass: bool = False
+    ) -> dict[str, Any]:
+        """Hand a module that was trained in double precision what it can multiply."""
+        inputs = super()._get_inference_input(tensors, full_forward_pass)
+        dtype = self.z_encoder.mean_encoder.weight.dtype
+        if dtype != torch.float64:
+            return inputs
+        return {
+            name: value.to(dtype) if value is not None and value.is_floating_point() else value
+            for name, value in inputs.items()
+        }
+
+    @torch.inference_mode()
+    @auto_move_data
+    def posterior(
+        self,
+        projection: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(z|x), shape ``(n_cells, n_latent)`` each; nothing is sampled.
+
+        Parameters
+        ----------
+        projection
+            What the encoder sees of the genes, times :attr:`gene_weight`, shape
+            ``(n_cells, n_hidden)``: a product that sparse counts make short.
+        batch_index
+            Batch of each cell, shape ``(n_cells, 1)``.
+        cont_covs
+            Continuous covariates.
+        cat_covs
+            Categorical covariates.
+        """
+        encoder = self.z_encoder
+        no_genes = projection[:, :0]
+        rest = {"fc_layers.Layer 0.0.weight": self._first_layer.weight[:, self.n_input :]}
+
+        def hidden_layers(*inputs: Tensor) -> Tensor:
+            return functional_call(encoder.encoder, rest, inputs)
+
+        with self._first_layer.register_forward_hook(lambda *outputs: outputs[-1] + projection):
+            hidden = self._encode(hidden_layers, no_genes, batch_index, cont_covs, cat_covs)
+        variance = encoder.var_activation(encoder.var_encoder(hidden)) + encoder.var_eps
+        return encoder.mean_encoder(hidden), variance
 
     @auto_move_data
     def generative(
@@ -145,12 +291,22 @@ class DRAVAE(VAE):
         transform_batch: Tensor | None = None,  # scvi-tools' getters look for this name
     ) -> dict[str, Any]:
         """Run the generative process of :class:`~scvi.module.VAE` under the prior chosen."""
+        if z.ndim > 2 and self.batch_representation == "embedding":
+            batch_index = batch_index.expand(len(z), *batch_index.shape)
         outputs = super().generative(
             z, library, batch_index, cont_covs, cat_covs, size_factor, y, transform_batch
         )
         if not isinstance(self.prior, NormalPrior):
             outputs[MODULE_KEYS.PZ_KEY] = self.prior
         return outputs
+
+    def compute_embedding(self, key: str, indices: Tensor) -> Tensor:
+        """Embed `indices`, shape ``(..., 1)``, also where several codes are drawn for a cell.
+
+        scvi-tools flattens them, and fails to join the embedding to more than one code.
+        """
+        embedded = super().compute_embedding(key, indices)
+        return embedded.view(*indices.shape[:-1], -1) if indices.ndim > 2 else embedded
 
     def loss(
         self,
@@ -188,6 +344,10 @@ class DRAVAE(VAE):
 
     def _log_likelihood(self, x: Tensor, px: Any) -> Tensor:
         """Log-probability of each cell's counts, shape ``(n_cells,)``."""
+        if self.gene_likelihood == "poisson":
+            # a rate of 0, in cells without counts, has no gradient
+            rate = px.rate.clamp_min(torch.finfo(px.rate.dtype).tiny)
+            return Poisson(rate).log_prob(x).sum(-1)
         if self.gene_likelihood not in ("zinb", "nb") or px.mu.ndim != 2:
             return px.log_prob(x).sum(-1)
         # `px` holds θ expanded to every cell
@@ -255,9 +415,9 @@ class DRAVAE(VAE):
         depth = x.sum(-1, keepdim=True).clamp_min(1.0)
         scale = depth.mean() / depth
         if self.gene_likelihood == "poisson":
-            return torch.log1p(x * scale), torch.log1p(px.mean * scale)
+            return log_counts(x, scale), torch.log1p(px.mean * scale)
         zi_logits = px.zi_logits if self.gene_likelihood == "zinb" else None
-        return torch.log1p(x * scale), log_expression(px.mu, zi_logits, scale)
+        return log_counts(x, scale), log_expression(px.mu, zi_logits, scale)
 
     @torch.inference_mode()
     @auto_move_data
@@ -311,7 +471,7 @@ class DRAVAE(VAE):
 
 
 def _make_prior(
-    name: str | None, n_latent: int, n_components: int, latent_distribution: str
+    name: str | None, n_latent: int, latent_distribution: str, n_components: int, anchor: float
 ) -> Prior:
     name = name or default_prior(latent_distribution)
     prior_cls = PRIORS[_choose(PRIORS, "prior", name)]
@@ -320,7 +480,7 @@ def _make_prior(
             f"prior={name!r} needs latent_distribution='normal', not {latent_distribution!r}."
         )
     if prior_cls is MixturePrior:
-        return MixturePrior(n_latent, n_components)
+        return MixturePrior(n_latent, n_components, anchor)
     return prior_cls(n_latent)
 
 

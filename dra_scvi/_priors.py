@@ -105,7 +105,14 @@ class UniformPrior(Prior):
 
 
 class MixturePrior(Prior):
-    """A learned mixture of diagonal Gaussians.
+    r"""A learned mixture of diagonal Gaussians m(z), anchored to the standard normal.
+
+    .. math:: p(z) \propto N(z; 0, I)^a \, m(z)^{1 - a}
+
+    A mixture alone lets clusters drift apart at no cost: distances between them, and with them
+    batches or subtypes of one type, then mean little. The anchor a keeps a price on distance. The
+    constant that is left out is at most 1 (Hölder), so that what is called KL and log density
+    here are an upper and a lower bound, and the evidence lower bound remains one.
 
     All components begin as N(0, I), so that training starts as with a normal prior; `start`
     then places them among the codes.
@@ -116,6 +123,8 @@ class MixturePrior(Prior):
         Dimensions of a code.
     n_components
         Number of Gaussians.
+    anchor
+        Weight a of the standard normal: 0 for the mixture alone, 1 for the normal alone.
 
     Examples
     --------
@@ -128,12 +137,17 @@ class MixturePrior(Prior):
     MIN_SCALE = 1e-2
     START_SCALE = 0.1
     MAX_CODES = 20_000
+    N_PROPOSALS = 8
 
-    def __init__(self, n_latent: int, n_components: int = 20) -> None:
+    def __init__(self, n_latent: int, n_components: int = 20, anchor: float = 0.5) -> None:
         super().__init__(n_latent)
         if n_components < 1:
             raise ValueError(f"n_components must be at least 1, not {n_components}.")
+        if not 0 <= anchor <= 1:
+            raise ValueError(f"prior_anchor must be between 0 and 1, not {anchor}.")
         self.n_components = n_components
+        self.anchor = anchor
+        self._normal = NormalPrior(n_latent)
         self.logits = nn.Parameter(torch.zeros(n_components))
         self.loc = nn.Parameter(torch.zeros(n_components, n_latent))
         unit = _inverse_softplus(torch.tensor(1.0 - self.MIN_SCALE))
@@ -153,18 +167,36 @@ class MixturePrior(Prior):
 
     @torch.no_grad()
     def sample(self, n_samples: int) -> Tensor:
-        """Draw codes, shape ``(n_samples, n_latent)``, without a gradient."""
-        component = torch.multinomial(self.logits.softmax(-1), n_samples, replacement=True)
-        loc, scale = self.loc[component], self.scale[component]
-        return loc + scale * torch.randn_like(loc)
+        """Draw codes, shape ``(n_samples, n_latent)``, without a gradient.
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log density of codes ``(..., n_latent)``, shape ``(...,)``, in nats."""
+        By importance resampling: of `N_PROPOSALS` times as many draws from the mixture, with
+        weights ``(N / m)^a``.
+        """
+        n_proposals = n_samples * (self.N_PROPOSALS if self.anchor else 1)
+        component = torch.multinomial(self.logits.softmax(-1), n_proposals, replacement=True)
+        loc, scale = self.loc[component], self.scale[component]
+        z = loc + scale * torch.randn_like(loc)
+        if not self.anchor:
+            return z
+        log_weight = self.anchor * (self._normal.log_prob(z) - self.log_mixture(z))
+        return z[torch.multinomial(log_weight.softmax(-1), n_samples, replacement=True)]
+
+    def log_mixture(self, z: Tensor) -> Tensor:
+        """Log density of the mixture alone at codes ``(..., n_latent)``, shape ``(...,)``."""
         scale = self.scale
         distance = (z.unsqueeze(-2) - self.loc) / scale
         log_normaliser = torch.log(scale).sum(-1) + self.n_latent / 2 * math.log(2 * math.pi)
         log_components = -0.5 * distance.square().sum(-1) - log_normaliser
         return torch.logsumexp(self.logits.log_softmax(-1) + log_components, -1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Lower bound of the log density of codes ``(..., n_latent)``, shape ``(...,)``."""
+        return self.anchor * self._normal.log_prob(z) + (1 - self.anchor) * self.log_mixture(z)
+
+    def kl(self, qz: Normal, z: Tensor) -> Tensor:
+        """Return ``a KL(q ‖ N(0, I)) + (1 - a) (ln q(z) - ln m(z))`` per cell in nats."""
+        to_mixture = qz.log_prob(z).sum(-1) - self.log_mixture(z)
+        return self.anchor * self._normal.kl(qz, z) + (1 - self.anchor) * to_mixture
 
     @torch.no_grad()
     def start(self, codes: Tensor) -> None:

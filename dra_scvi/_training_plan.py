@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from dra_scvi._checkpoint import ResumablePlan
+from dra_scvi._checkpoint import ResumablePlan, refused_as_diverged
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._priors import MixturePrior
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from scvi.module.base import LossOutput
     from torch import Tensor
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
     from dra_scvi._module import DRAVAE
 
+# with several batches the match is what mixes them: each must fill the same prior
+LATENT_WEIGHT_OF_BATCHES = 10.0
 DISCRIMINATORS = ("latent_discriminator", "data_discriminator")
 TERMS = (
     "train_loss",
@@ -34,21 +35,9 @@ TERMS = (
 )
 
 
-@contextlib.contextmanager
-def refused_as_diverged(term: str, epoch: int, step: int) -> Iterator[None]:
-    """Turn the refusal to build a distribution from NaN or infinity into what it means.
-
-    Raises
-    ------
-    TrainingDivergedError
-        In place of the `ValueError` of :mod:`torch.distributions`.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "to satisfy the constraint" not in str(error):
-            raise
-        raise TrainingDivergedError(term, epoch, step) from error
+def is_trainable(module: torch.nn.Module) -> bool:
+    """Whether no parameter of a module is frozen."""
+    return all(parameter.requires_grad for parameter in module.parameters())
 
 
 class DualMatchingPlan(ResumablePlan):
@@ -67,12 +56,17 @@ class DualMatchingPlan(ResumablePlan):
     Metrics are gathered on the device and logged once an epoch, under the names of
     :data:`TERMS`.
 
+    What is frozen plays no part, as in a query that is mapped to a reference
+    (:meth:`DRA.load_query_data`): the divergence of a frozen discriminator is left out, a frozen
+    prior stays where it is, and weights decay only where all are trained.
+
     Parameters
     ----------
     module
         Module to train.
     latent_weight
-        λ_z, weight of the divergence of codes from the prior; 0 leaves the term out.
+        λ_z, weight of the divergence of codes from the prior; 0 leaves the term out. `None` for 1,
+        or for 10 with several batches.
     data_weight
         λ_x, weight of the divergence of reconstructions from the data; 0 leaves the term out.
     discriminator_lr
@@ -80,7 +74,7 @@ class DualMatchingPlan(ResumablePlan):
         tells the samples apart for certain has no gradient left to give.
     n_epochs_kl_warmup
         Epochs in which the weight of the KL divergence rises from `min_kl_weight` to
-        `max_kl_weight`; `"auto"` for half of all epochs.
+        `max_kl_weight`; `"auto"` for half of all epochs, or for one with several batches.
     n_steps_kl_warmup
         The same in minibatches.
     prior_start
@@ -102,7 +96,7 @@ class DualMatchingPlan(ResumablePlan):
         self,
         module: DRAVAE,
         *,
-        latent_weight: float = 1.0,
+        latent_weight: float | None = None,
         data_weight: float = 1.0,
         discriminator_lr: float = 1e-4,
         n_epochs_kl_warmup: int | Literal["auto"] | None = "auto",
@@ -111,6 +105,8 @@ class DualMatchingPlan(ResumablePlan):
         gradient_clip_val: float | None = None,
         **kwargs: Any,
     ) -> None:
+        if latent_weight is None:
+            latent_weight = LATENT_WEIGHT_OF_BATCHES if module.n_batch > 1 else 1.0
         if latent_weight < 0 or data_weight < 0:
             raise ValueError("latent_weight and data_weight must not be negative.")
         self._kl_warmup_is_auto = n_epochs_kl_warmup == "auto"
@@ -120,8 +116,10 @@ class DualMatchingPlan(ResumablePlan):
             n_steps_kl_warmup=n_steps_kl_warmup,
             **kwargs,
         )
-        self.latent_weight = latent_weight
-        self.data_weight = data_weight
+        self.latent_weight = latent_weight if is_trainable(module.latent_discriminator) else 0.0
+        self.data_weight = data_weight if is_trainable(module.data_discriminator) else 0.0
+        if "weight_decay" not in kwargs and not is_trainable(module):
+            self.weight_decay = 0.0  # it would move weights whose gradient scArches masks
         self.discriminator_lr = discriminator_lr
         self.prior_start = prior_start
         self.gradient_clip_val = gradient_clip_val
@@ -194,9 +192,13 @@ class DualMatchingPlan(ResumablePlan):
     # -- one epoch ---------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Spread the KL warm-up over half of the epochs where that was left to us."""
+        """Choose the length of the KL warm-up where that was left to us.
+
+        Until the divergence weighs in, codes learn what batches are, and keep it for long.
+        """
         if self._kl_warmup_is_auto and self.n_steps_kl_warmup is None:
-            self.n_epochs_kl_warmup = max(1, (self.trainer.max_epochs or 1) // 2)
+            half = max(1, (self.trainer.max_epochs or 1) // 2)
+            self.n_epochs_kl_warmup = 1 if self.module.n_batch > 1 else half
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, and place the components of a mixture prior when it is time."""
@@ -218,11 +220,11 @@ class DualMatchingPlan(ResumablePlan):
     @property
     def _prior_starts_after_this_epoch(self) -> bool:
         prior = self.module.prior
-        if not isinstance(prior, MixturePrior) or prior.is_started:
-            return False
         max_epochs = self.trainer.max_epochs or 1
         start = max(1, round(self.prior_start * max_epochs))
-        return start < max_epochs and self.current_epoch == start - 1
+        if not start < max_epochs or self.current_epoch != start - 1:
+            return False  # most epochs: what follows would wait for an accelerator
+        return isinstance(prior, MixturePrior) and not prior.is_started and is_trainable(prior)
 
     # -- optimizer ---------------------------------------------------------------------------
 

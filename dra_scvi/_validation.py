@@ -7,6 +7,7 @@ found, named and counted here rather than in the middle of training.
 from __future__ import annotations
 
 import difflib
+import logging
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from dra_scvi._exceptions import InvalidCountsError
+from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["validate_counts", "validate_keys"]
+__all__ = ["check_genes", "check_structure", "validate_counts", "validate_keys"]
+
+logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 4096
 BLOCK_ENTRIES = 2**24
 FLOAT32_LIMIT = 2**24
 LOG_CEILING = 20.0
 NAMES_SHOWN = 10
+LEAST_CELLS = 3
 
 # In the order in which they are reported: the first one present makes the message.
 FAULTS = {
@@ -72,6 +76,7 @@ class _Scan:
     """What one pass over the matrix has seen."""
 
     occupied: NDArray[np.bool_]
+    expressed: NDArray[np.bool_]
     maximum: float = 0.0
     faults: dict[str, _Fault] = field(default_factory=dict)
 
@@ -82,6 +87,7 @@ def validate_counts(
     batch_key: str | None = None,
     *,
     allow_noninteger: bool = False,
+    to_train: bool = True,
 ) -> None:
     """Check that a matrix holds raw counts, looking at every stored value.
 
@@ -96,13 +102,17 @@ def validate_counts(
         Column of ``adata.obs``; no batch may consist of empty cells only.
     allow_noninteger
         Turn the error about non-integer values into a warning.
+    to_train
+        Whether a model is to learn from these cells: then there must be three of them or more,
+        and counts in every batch. Cells to be embedded may be few, or empty.
 
     Raises
     ------
     InvalidCountsError
         For NaN, infinite, negative or non-integer values, for a batch or a matrix without a
-        single count, and for fewer than two cells. The message names the layer, the first cell
-        and gene, the number of values and the remedy; ``error.report`` has the same as data.
+        single count, for a damaged sparse matrix, and for fewer than three cells. The message
+        names the layer, the first cell and gene, the number of values and the remedy;
+        ``error.report`` has the same as data.
     KeyError
         When the layer or the batch column does not exist.
     ValueError
@@ -117,21 +127,26 @@ def validate_counts(
     --------
     >>> import numpy as np
     >>> from anndata import AnnData
-    >>> validate_counts(AnnData(np.array([[1.0, 0.0], [2.0, 5.0]])))
-    >>> validate_counts(AnnData(np.array([[1.0, 0.0], [-2.0, 5.0]])))
+    >>> validate_counts(AnnData(np.array([[1.0, 0.0], [2.0, 5.0], [0.0, 3.0]])))
+    >>> validate_counts(AnnData(np.array([[1.0, 0.0], [-2.0, 5.0], [0.0, 3.0]])))
     Traceback (most recent call last):
     ...
     dra_scvi._exceptions.InvalidCountsError: adata.X holds 1 negative value (first: cell '1', ...
     """
     validate_keys(adata, layer, {"batch_key": batch_key})
-    _check_shape(adata)
+    _check_shape(adata, LEAST_CELLS if to_train else 1)
     _check_gene_names(adata)
     matrix = adata.X if layer is None else adata.layers[layer]
     where = _where(layer)
     _check_type(matrix, where)
-    scan = _scan(matrix)
+    check_structure(matrix, where)
+    scan = _scan(matrix, where)
     _raise_faults(adata, layer, scan, allow_noninteger)
-    _check_occupied(adata, where, scan, batch_key)
+    if to_train:
+        _check_occupied(adata, where, scan, batch_key)
+    silent = int((~scan.expressed).sum())
+    if silent:
+        logger.info("%s: %s no counts.", where, _counted(silent, "gene has", "genes have"))
     for message in _remarks(adata, layer, scan):
         warnings.warn(message, UserWarning, stacklevel=2)
 
@@ -174,7 +189,7 @@ def validate_keys(
     ...
     KeyError: "batch_key='doner' is not a column of adata.obs; did you mean 'donor'? Available: ...
     """
-    if layer is not None and layer not in adata.layers:
+    if layer is not None and layer not in named_layers(adata):
         raise KeyError(unknown_key("layer", layer, "a key of adata.layers", named_layers(adata)))
     for argument, keys in (obs_keys or {}).items():
         for key in [keys] if isinstance(keys, str) else keys or ():
@@ -183,6 +198,51 @@ def validate_keys(
                 raise KeyError(unknown_key(argument, key, place, adata.obs.columns))
             if argument in COMPLETE_COLUMNS:
                 _check_complete(adata.obs[key], argument)
+
+
+def check_structure(matrix: Any, where: str) -> None:
+    """Check that the indices of a compressed sparse matrix point into it.
+
+    SciPy trusts them, and compiled code that follows them out of the matrix crashes.
+
+    Parameters
+    ----------
+    matrix
+        Any matrix; others than CSR and CSC pass.
+    where
+        Its name, for the message.
+
+    Raises
+    ------
+    InvalidCountsError
+        When they do not, as after damage to a file.
+
+    Examples
+    --------
+    >>> matrix = sparse.csr_matrix([[0, 1], [2, 0]])
+    >>> matrix.indices[0] = 7
+    >>> check_structure(matrix, "adata.X")
+    Traceback (most recent call last):
+    ...
+    dra_scvi._exceptions.InvalidCountsError: adata.X is a damaged sparse matrix: ...
+    """
+    if not sparse.issparse(matrix) or matrix.format not in ("csr", "csc"):
+        return
+    n_rows, n_columns = matrix.shape
+    length, width = (n_rows, n_columns) if matrix.format == "csr" else (n_columns, n_rows)
+    starts, indices = matrix.indptr, matrix.indices
+    is_sound = (
+        len(starts) == length + 1
+        and starts[0] == 0
+        and starts[-1] <= min(len(indices), len(matrix.data))
+        and bool((starts[1:] >= starts[:-1]).all())
+        and (indices.size == 0 or (indices.min() >= 0 and indices.max() < width))
+    )
+    if not is_sound:
+        raise InvalidCountsError(
+            f"{where} is a damaged sparse matrix: its indices point outside of it. Read it again, "
+            "or from a copy."
+        )
 
 
 def unknown_key(argument: str, key: str, place: str, available: Iterable[object]) -> str:
@@ -217,9 +277,58 @@ def closest(name: str, names: Iterable[str]) -> str | None:
     return originals[matches[0]] if matches else None
 
 
+def check_genes(given: Sequence[str], needed: Sequence[str]) -> None:
+    """Check that data have the genes of a model, in its order.
+
+    Parameters
+    ----------
+    given
+        Gene names of the data.
+    needed
+        Gene names of the model.
+
+    Raises
+    ------
+    GeneMismatchError
+        When they differ. The message says how: genes are missing (the first is named), unknown to
+        the model, or in another order; ``error.missing`` and ``error.unknown`` list them.
+
+    Examples
+    --------
+    >>> check_genes(["a", "b"], ["a", "b"])
+    >>> check_genes(["a", "c"], ["a", "b"])
+    Traceback (most recent call last):
+    ...
+    dra_scvi._exceptions.GeneMismatchError: 1 of the model's 2 genes is missing from the data ...
+    """
+    if np.array_equal(given, needed):
+        return
+    missing = _without(needed, given)
+    unknown = _without(given, needed)
+    take = "take its genes, in its order: adata[:, model.get_var_names()].copy()."
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        message = (
+            f"{len(missing)} of the model's {len(needed)} genes {verb} missing from the data "
+            f"(first: {missing[0]!r}); add them, with 0 where they were not detected."
+        )
+    elif unknown:
+        number = _counted(len(unknown), "gene", "genes")
+        message = f"The model does not know {number} of the data (first: {unknown[0]!r}); {take}"
+    else:
+        message = f"The genes are those of the model, but not in the model's order; {take}"
+    raise GeneMismatchError(message, missing, unknown)
+
+
+def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    excluded = set(others)
+    return [str(name) for name in names if name not in excluded]
+
+
 def named_layers(adata: AnnData) -> list[str]:
     """Keys of ``adata.layers``; from version 0.13 on anndata lists ``X`` there too, as `None`."""
-    return [key for key in adata.layers if key is not None]
+    keys = adata.layers.keys()  # of an AnnCollection one can ask nothing else
+    return [key for key in keys if key is not None]
 
 
 def _where(layer: str | None) -> str:
@@ -241,13 +350,16 @@ def _check_complete(column: pd.Series, argument: str) -> None:
         )
 
 
-def _check_shape(adata: AnnData) -> None:
+def _check_shape(adata: AnnData, least_cells: int) -> None:
     if adata.n_obs == 0:
-        raise InvalidCountsError("adata has no cells: nothing to train on. Check earlier filters.")
+        raise InvalidCountsError("adata has no cells: nothing to work on. Check earlier filters.")
     if adata.n_vars == 0:
-        raise InvalidCountsError("adata has no genes: nothing to train on. Check earlier filters.")
-    if adata.n_obs < 2:
-        raise InvalidCountsError("adata has only 1 cell; at least 2 cells are needed.")
+        raise InvalidCountsError("adata has no genes: nothing to work on. Check earlier filters.")
+    if adata.n_obs < least_cells:
+        number = _counted(adata.n_obs, "cell", "cells")
+        raise InvalidCountsError(
+            f"adata has only {number}; at least {least_cells} are needed to train a model."
+        )
 
 
 def _check_gene_names(adata: AnnData) -> None:
@@ -332,17 +444,23 @@ def _fault(block: Any, mask: NDArray[np.bool_], row: int, column: int) -> _Fault
     return _Fault(len(values), *place, float(values[first]))
 
 
-def _scan(matrix: Any) -> _Scan:
+def _scan(matrix: Any, where: str) -> _Scan:
     """Pass over the whole matrix once."""
-    scan = _Scan(occupied=np.zeros(matrix.shape[0], dtype=bool))
+    n_rows, n_columns = matrix.shape
+    scan = _Scan(np.zeros(n_rows, dtype=bool), np.zeros(n_columns, dtype=bool))
     for row, column, block in _blocks(matrix):
+        if not sparse.issparse(matrix):  # what comes from a file has not been looked at
+            check_structure(block, where)
         values = _values(block)
         if values.size == 0:
             continue
         scan.maximum = max(scan.maximum, float(values.max()))
         with np.errstate(invalid="ignore"):
-            totals = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
-        scan.occupied[row : row + len(totals)] |= totals > 0
+            of_cells, of_genes = (
+                np.asarray(block.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0)
+            )
+        scan.occupied[row : row + len(of_cells)] |= of_cells > 0
+        scan.expressed[column : column + len(of_genes)] |= of_genes > 0
         if _is_clean(values):
             continue
         for name, mask in _masks(values).items():

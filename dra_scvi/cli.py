@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from dra_scvi._cli_benchmark import benchmark
 from dra_scvi._cli_common import (
     KEY_ADDED,
     PATH,
@@ -133,8 +134,8 @@ def embed(
     """Embed the cells of INPUT with a model that was trained before.
 
     Genes are found by their names, whatever their order; all genes of the model must be there.
-    The counts are taken from the layer, and the batches from the column, of the training. Loading
-    a model can run code that is hidden in it: only load what you trust.
+    The counts are taken from the layer, and the batches from the column, of the training. A model
+    that is damaged, or in which foreign code may be hidden, is refused.
 
     Example: dra-scvi embed more.h5ad --model model --output out.h5ad
     """
@@ -167,14 +168,12 @@ class SavedModel(NamedTuple):
 
 def _read_model(folder: Path) -> SavedModel:
     """Read what a folder says of its model."""
-    import torch
+    from dra_scvi._model_folder import checked_copy, read_model
 
     file = folder / "model.pt"
-    if not file.is_file():
-        what = "holds no model.pt" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{folder} {what}; pass the --model-dir of an earlier train.")
+    with checked_copy(folder) as copy:
+        content = read_model(copy)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=False)
         attributes = content["attr_dict"]
         registry = attributes["registry_"]
         name = registry["model_name"]
@@ -192,6 +191,7 @@ def _read_model(folder: Path) -> SavedModel:
 
 def _query(adata: AnnData, saved: SavedModel) -> AnnData:
     """Take the genes of a model, in its order, and the columns that it reads."""
+    from dra_scvi._exceptions import GeneMismatchError
     from dra_scvi._validation import validate_keys
 
     if not adata.var_names.is_unique:
@@ -199,9 +199,10 @@ def _query(adata: AnnData, saved: SavedModel) -> AnnData:
         raise ValueError(f"gene names of the input are not unique (first: {str(first)!r}).")
     missing = [gene for gene in saved.genes if gene not in adata.var_names]
     if missing:
-        raise ValueError(
+        raise GeneMismatchError(
             f"{len(missing)} of the model's {len(saved.genes)} genes are missing from the input "
-            f"(first: {missing[0]!r}); add them, with 0 where they were not detected."
+            f"(first: {missing[0]!r}); add them, with 0 where they were not detected.",
+            missing,
         )
     setup = saved.registry["setup_args"]
     keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
@@ -283,7 +284,7 @@ def _evaluate(
 def info(common: Common, model_dir: Path) -> Result:
     """Say what the model saved in DIR is.
 
-    Loading a model can run code that is hidden in it: only load what you trust.
+    A model that is damaged, or in which foreign code may be hidden, is refused.
 
     Example: dra-scvi info model
     """
@@ -348,7 +349,7 @@ def demo(common: Common, output: Path) -> Result:
     return Result(figures, "Agreement of clusters with cell types", rows)
 
 
-for _subcommand in (train, embed, evaluate, info, demo):
+for _subcommand in (train, embed, evaluate, benchmark, info, demo):
     program.add_command(_subcommand)
 
 

@@ -14,14 +14,17 @@ import pandas as pd
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["cluster", "clustering", "integration"]
+__all__ = ["cluster", "clustering", "integration", "leiden_matched"]
 
 Method = Literal["kmeans", "leiden"]
 
 _SILHOUETTE_CELLS = 5_000
 _LEIDEN_NEIGHBORS = 15
+_RESOLUTIONS = (1e-3, 1e2)
+_RESOLUTIONS_TRIED = 16
 _CONNECTIVITY_NEIGHBORS = 15
 _LISI_NEIGHBORS = 90
 _BIO_WEIGHT, _BATCH_WEIGHT = 0.6, 0.4
@@ -75,7 +78,7 @@ def cluster(
     points = _checked_embedding(embedding)
     _check_method(method, n_clusters)
     if method == "leiden":
-        return _leiden(points, resolution=resolution, seed=seed)
+        return _leiden(_neighbor_graph(points, seed), resolution, seed)
     if n_clusters is None:
         raise ValueError("k-means needs the number of clusters: pass n_clusters.")
     return _kmeans(points, n_clusters=n_clusters, seed=seed, n_init=n_init)
@@ -162,6 +165,53 @@ def clustering(
     if silhouette is not None:
         scores["silhouette"] = silhouette
     return scores
+
+
+def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDArray[np.int64]:
+    """Partition cells by Leiden, at a resolution that gives a wanted number of clusters.
+
+    The resolution is bisected on a logarithmic scale; of the labels only their number may be
+    known. Where no resolution tried gives that number, the nearest partition is returned.
+
+    Parameters
+    ----------
+    embedding
+        Coordinates, ``(n_cells, n_latent)``.
+    n_clusters
+        Wanted number of clusters.
+    seed
+        Seed of the graph and of the clustering.
+
+    Returns
+    -------
+    Cluster of every cell, ``(n_cells,)``, numbered from 0.
+
+    Raises
+    ------
+    ValueError
+        The embedding is not a finite matrix, or ``n_clusters`` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dra_scvi import metrics
+    >>> embedding = np.random.default_rng(0).normal(size=(200, 2))
+    >>> len(np.unique(metrics.leiden_matched(embedding, n_clusters=4)))
+    4
+    """
+    if n_clusters < 1:
+        raise ValueError(f"n_clusters must be at least 1, not {n_clusters}.")
+    graph = _neighbor_graph(_checked_embedding(embedding), seed)
+    low, high = np.log(_RESOLUTIONS)
+    partitions: list[NDArray[np.int64]] = []
+    for _ in range(_RESOLUTIONS_TRIED):
+        middle = (low + high) / 2
+        partitions.append(_leiden(graph, float(np.exp(middle)), seed))
+        surplus = _n_distinct(partitions[-1]) - n_clusters
+        if surplus == 0:
+            break
+        low, high = (low, middle) if surplus > 0 else (middle, high)
+    return min(partitions, key=lambda found: abs(_n_distinct(found) - n_clusters))
 
 
 def integration(embedding: ArrayLike, labels: ArrayLike, batches: ArrayLike) -> dict[str, float]:
@@ -252,7 +302,7 @@ def _kmeans(
     return model.fit_predict(points).astype(np.int64)
 
 
-def _leiden(points: NDArray[np.floating], resolution: float, seed: int) -> NDArray[np.int64]:
+def _neighbor_graph(points: NDArray[np.floating], seed: int) -> AnnData:
     import scanpy as sc
     from anndata import AnnData
 
@@ -261,6 +311,12 @@ def _leiden(points: NDArray[np.floating], resolution: float, seed: int) -> NDArr
     graph = AnnData(obsm={"embedding": points})
     n_neighbors = min(_LEIDEN_NEIGHBORS, len(points) - 1)
     sc.pp.neighbors(graph, n_neighbors=n_neighbors, use_rep="embedding", random_state=seed)
+    return graph
+
+
+def _leiden(graph: AnnData, resolution: float, seed: int) -> NDArray[np.int64]:
+    import scanpy as sc
+
     sc.tl.leiden(
         graph,
         resolution=resolution,

@@ -1,4 +1,4 @@
-"""Plots in the manner of scanpy: training curves, and embeddings side by side."""
+"""Plots in the manner of scanpy: training curves, embeddings side by side, models compared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from dra_scvi import _paired
 from dra_scvi._io import atomic_path
 from dra_scvi._validation import unknown_key, validate_keys
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["embedding", "training"]
+__all__ = ["benchmark", "embedding", "training"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -34,6 +35,18 @@ DOT_AREAS = (0.5, 20.0)  # least and greatest, in square points
 EDGE = 0.08  # width of a dot's edge, in roots of its area
 CATEGORY_ALPHA = 0.8
 LEGEND_ROWS = 16
+COMPARISON_SIZE = (5.0, 0.9)  # inches: width, and height without rows
+ROW_HEIGHT = 0.2  # inches for each baseline of each data set
+ROW_PART = 0.5  # of the distance between data sets, filled by the baselines of one
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # told apart without colours
+ALL_DATA_SETS = "all data sets"
+METRIC_TITLES = {
+    "nmi": "NMI (k-means)",
+    "ari": "ARI (k-means)",
+    "leiden_nmi": "NMI (Leiden)",
+    "leiden_ari": "ARI (Leiden)",
+    "integration_total": "integration score",
+}
 
 # Title, y label, and how the keys of a panel begin.
 PANELS = (
@@ -41,6 +54,14 @@ PANELS = (
     ("Divergence", "distance", ("latent_divergence", "data_divergence")),
     ("Kullback-Leibler", "nats per cell", ("kl_local",)),
 )
+
+
+class _Effect(NamedTuple):
+    """A mean difference and its interval, which is NaN where it is not known."""
+
+    difference: float
+    low: float
+    high: float
 
 
 class _Panel(NamedTuple):
@@ -161,6 +182,143 @@ def embedding(
         axes.set_title(label)
     _widen_for_legends(figure, grid)
     return _finish(figure, grid, show, save)
+
+
+def benchmark(
+    table: pd.DataFrame,
+    model: str = "dra",
+    baselines: str | Sequence[str] | None = None,
+    metric: str = "nmi",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes | Figure | None:
+    """Plot by how much a model is ahead of others, on each data set and on all.
+
+    Points are mean differences of runs paired by dimensions and seed, lines their 95% intervals
+    from a bootstrap over seeds and, for all data sets, over data sets as well. Every data set ×
+    dimension weighs the same, as in :func:`dra_scvi.benchmark.summary`.
+
+    Parameters
+    ----------
+    table
+        Rows as :func:`dra_scvi.benchmark.compare` returns them, of any number of data sets.
+    model
+        Model that is looked at.
+    baselines
+        One or more models to subtract, a colour and marker each; by default all others.
+    metric
+        Column that is compared.
+    ax
+        Draw on these axes.
+    show
+        Show the figure. By default as ``scanpy.settings.autoshow`` says, unless `ax` or `save`
+        is given.
+    save
+        Write the figure to this file.
+
+    Returns
+    -------
+    The axes, or None when the figure was shown.
+
+    Raises
+    ------
+    KeyError
+        When the table has no such model or column.
+    ValueError
+        When the table is of another kind, rows repeat, or no two runs can be paired.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"model": ["pca", "dra"], "nmi": [0.6, 0.7]})
+    >>> table = table.assign(dataset="pbmc", n_latent=10, seed=0)
+    >>> benchmark(table, show=False).get_legend().get_title().get_text()
+    'DRA minus'
+    """
+    _paired.check_table(table, metric)
+    chosen = [baselines] if isinstance(baselines, str) else baselines
+    others = _baselines(table, model, chosen)
+    pairs = {other: _paired.pairs(table, model, other, metric) for other in others}
+    shown = set().union(*(rows["dataset"] for rows in pairs.values()))
+    names = [name for name in dict.fromkeys(table["dataset"]) if name in shown]
+    if not names:
+        raise ValueError(f"no run of {model!r} has a finite partner of the same data set and seed")
+    show = _resolve_show(show, ax, save)
+    width, height = COMPARISON_SIZE
+    n_rows = len(names) + (len(names) > 1)
+    height += ROW_HEIGHT * n_rows * (len(others) + 1)
+    figure, grid = _axes(1, 1, (width, height), ax, show)
+    _draw_differences(grid[0, 0], pairs, names)
+    _label_differences(grid[0, 0], names, model, metric)
+    if "quick" in table and table["quick"].any():
+        grid[0, 0].set_title("quick look, too short for conclusions", fontsize="medium")
+    return _finish(figure, grid, show, save)
+
+
+def _baselines(table: pd.DataFrame, model: str, baselines: Sequence[str] | None) -> list[str]:
+    """Check the names of models; by default take all others of the table."""
+    models = [str(name) for name in dict.fromkeys(table["model"])]
+    for argument, name in [("model", model), *(("baselines", name) for name in baselines or ())]:
+        if name not in models:
+            raise KeyError(unknown_key(argument, name, "a model of the table", models))
+    others = [name for name in baselines or models if name != model]
+    if not others:
+        raise ValueError(f"the table has no model besides {model!r}: nothing to compare it with")
+    return others
+
+
+def _draw_differences(axes: Axes, pairs: Mapping[str, pd.DataFrame], names: Sequence[str]) -> None:
+    """Draw the baselines of a data set below each other, and all data sets last."""
+    offsets = np.linspace(-ROW_PART / 2, ROW_PART / 2, len(pairs)) if len(pairs) > 1 else [0.0]
+    for index, (baseline, rows) in enumerate(pairs.items()):
+        groups = [rows[rows["dataset"] == name] for name in names]
+        if len(names) > 1:
+            groups.append(rows)
+        effects = [_effect(group) for group in groups]
+        middle, low, high = np.array(effects).T
+        axes.errorbar(
+            middle,
+            np.arange(len(groups)) + offsets[index],
+            xerr=np.nan_to_num([middle - low, high - middle]).clip(min=0),
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=5,
+            linestyle="",
+            elinewidth=1.5,
+            label=_paired.TITLES.get(baseline, baseline),
+        )
+
+
+def _effect(differences: pd.DataFrame) -> _Effect:
+    if differences.empty:
+        return _Effect(*[float("nan")] * 3)
+    cells = differences.groupby(_paired.CELL)["difference"].mean()
+    return _Effect(float(cells.mean()), *_paired.interval(differences))
+
+
+def _label_differences(axes: Axes, names: Sequence[str], model: str, metric: str) -> None:
+    """Name what is drawn; a line sets all data sets apart from each."""
+    labels = [str(name) for name in names]
+    if len(names) > 1:
+        axes.axhline(len(names) - 0.5, color=MISSING_COLOUR, linewidth=0.8)
+        labels.append(ALL_DATA_SETS)
+    axes.axvline(0, color="black", linewidth=0.8, zorder=0)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    title = _paired.TITLES.get(model, model)
+    metric = METRIC_TITLES.get(metric, metric)
+    axes.set_xlabel(f"difference in {metric}, 95% interval\n{title} is ahead right of 0")
+    axes.locator_params(axis="x", nbins=6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(
+        title=f"{title} minus",
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        frameon=False,
+        fontsize="small",
+    )
 
 
 def _history(model_or_history: Any) -> dict[str, pd.Series]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dra_scvi import presets
-from dra_scvi._checkpoint import InterruptCheckpoint
+from dra_scvi._checkpoint import InterruptCheckpoint, check_checkpoint
 from dra_scvi._model import DRA
 from dra_scvi._published import PublishedDRA
 
@@ -86,6 +86,8 @@ def dra(
         When `layer` or `batch_key` does not exist.
     InvalidCountsError
         When the matrix does not hold raw counts.
+    ValueError
+        When training cannot go on from `checkpoint`: it is damaged, or of another training.
     TrainingDivergedError
         When a term of the objective is not finite.
     TrainingInterruptedError
@@ -142,7 +144,10 @@ def _train(model: DRA, train: dict[str, Any], checkpoint: str | Path | None, res
         return
     path = Path(checkpoint)
     plan = {**train.pop("plan_kwargs", {}), "checkpoint": InterruptCheckpoint(path)}
-    ckpt_path = str(path) if resume and path.exists() else None
+    ckpt_path = None
+    if resume and path.exists():
+        check_checkpoint(path, model.module)
+        ckpt_path = str(path)
     model.train(**train, plan_kwargs=plan, ckpt_path=ckpt_path)
     path.unlink(missing_ok=True)
 

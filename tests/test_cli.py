@@ -17,6 +17,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 import torch
 from click.testing import CliRunner
 
@@ -165,7 +166,7 @@ def test_version_is_bare_and_module_runs() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["train", "embed", "evaluate", "info", "demo"])
+@pytest.mark.parametrize("command", ["train", "embed", "evaluate", "benchmark", "info", "demo"])
 def test_help_has_example_and_common_options(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
@@ -228,7 +229,7 @@ def test_train_adds_embedding_and_changes_nothing_else(source: Path, trained: Pa
 def test_train_leaves_no_temporary_and_no_checkpoint(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names == {"out.h5ad", "out.json", "model", "stdout", "stderr"}
-    assert [path.name for path in (trained / "model").iterdir()] == ["model.pt"]
+    assert {path.name for path in (trained / "model").iterdir()} == {"model.pt", "manifest.json"}
 
 
 def test_train_figures(trained: Path) -> None:
@@ -728,6 +729,247 @@ def test_info(trained: Path) -> None:
     assert (facts["n_latent"], facts["n_genes"], facts["n_batch"]) == (10, N_GENES, 1)
     assert facts["first_genes"] == ["gene_0", "gene_1", "gene_2", "gene_3", "gene_4"]
     assert "gene_0, gene_1" in invoke("info", trained / "model").stdout
+
+
+# -- benchmark ---------------------------------------------------------------------------------
+
+
+def benchmark_args(source: Path, output: Path, **changes: Any) -> list[object]:
+    options = {
+        "label-key": "cell_type",
+        "models": "pca,fa",
+        "n-latent": "2,3",
+        "seeds": 2,
+        "output": output,
+        **changes,
+    }
+    named = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return ["benchmark", source, *named, *SETTINGS]
+
+
+def scored(output: Path) -> pd.DataFrame:
+    return pd.read_csv(output)[["dataset", "model", "n_latent", "seed", "nmi", "leiden_nmi"]]
+
+
+@pytest.fixture(scope="module")
+def compared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with what one comparison wrote: table.csv, out.json, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("compared")
+    result = invoke(*benchmark_args(source, folder / "table.csv", json=folder / "out.json"))
+    assert result.exit_code == 0, result.stderr
+    (folder / "stdout").write_text(result.stdout)
+    (folder / "stderr").write_text(result.stderr)
+    return folder
+
+
+def test_benchmark_table_is_that_of_the_library(source: Path, compared: Path) -> None:
+    table = pd.read_csv(compared / "table.csv")
+    expected = dra_scvi.benchmark.compare(
+        anndata.read_h5ad(source),
+        "cell_type",
+        models=("pca", "fa"),
+        n_latent=(2, 3),
+        seeds=2,
+        progress=False,
+    )
+    assert set(table["dataset"]) == {"cells"}
+    for name in ("model", "n_latent", "seed", "nmi", "ari", "leiden_nmi", "fingerprint"):
+        assert table[name].tolist() == expected[name].tolist()
+
+
+def test_benchmark_figures_and_streams(compared: Path) -> None:
+    figures = json.loads((compared / "out.json").read_text())
+    table = pd.read_csv(compared / "table.csv")
+    assert figures["command"] == "benchmark"
+    [described] = figures["input"]
+    assert (described["dataset"], described["n_cells"], described["n_types"]) == ("cells", 120, 3)
+    assert figures["settings"]["n_latent"] == [2, 3]
+    assert figures["settings"]["seeds"] == [0, 1]
+    assert [run["nmi"] for run in figures["runs"]] == table["nmi"].tolist()
+    assert figures["runs"][0]["max_epochs"] is None
+    summary = dra_scvi.benchmark.summary(table).set_index("model")
+    shown = (compared / "stdout").read_text()
+    for row in figures["summary"]:
+        assert row["nmi"] == pytest.approx(summary.loc[row["model"], "nmi"])
+        assert f"{row['nmi']:.3f}" in shown
+        if row["difference"] is not None:
+            assert row["low"] == pytest.approx(summary.loc[row["model"], "low"])
+            assert f"{row['difference']:+.3f}" in shown
+    lines = (compared / "stderr").read_text().splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith(f"cells: pca, k=2, seed 0: NMI {table['nmi'][0]:.3f} (")
+    assert [line.split()[0] for line in lines[8:]] == ["wrote", "wrote"]
+
+
+def test_benchmark_json_to_stdout_is_alone_there(
+    source: Path, compared: Path, tmp_path: Path
+) -> None:
+    shutil.copy(compared / "table.csv", tmp_path)
+    args = benchmark_args(source, tmp_path / "table.csv", json="-")
+    result = invoke(*args, "--quiet")
+    assert result.stderr == ""
+    assert result.stdout == (compared / "out.json").read_text()
+
+
+def test_benchmark_of_several_inputs_keeps_finished_runs(
+    source: Path, compared: Path, tmp_path: Path
+) -> None:
+    shutil.copy(compared / "table.csv", tmp_path)
+    shutil.copy(source, tmp_path / "again.h5ad")
+    args = benchmark_args(source, tmp_path / "table.csv")
+    result = invoke(*args, tmp_path / "again.h5ad")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines[:8]] == ["again"] * 8
+    assert lines[8] == f"kept 8 runs found in {tmp_path / 'table.csv'}"
+    assert "2 data sets, k = 2, 3, 2 seeds" in " ".join(result.stdout.split())
+    table, before = scored(tmp_path / "table.csv"), scored(compared / "table.csv")
+    pd.testing.assert_frame_equal(table[:8], before)
+    assert table["nmi"][8:].tolist() == before["nmi"].tolist()
+
+
+def test_benchmark_quick_look(source: Path, tmp_path: Path) -> None:
+    args = ["--label-key", "cell_type", "--models", "pca", "--output", tmp_path / "t.csv"]
+    result = invoke("benchmark", source, *args, "--quick", "--seed", 5, *SETTINGS)
+    assert result.exit_code == 0, result.stderr
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table[["n_latent", "seed", "quick"]].to_numpy().tolist() == [[10, 5, True]]
+    assert result.stdout.startswith("Quick look, too short for conclusions")
+
+
+def test_benchmark_says_which_runs_failed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: Any, **__: Any) -> None:
+        raise TrainingDivergedError("elbo_train", 3, 1)
+
+    monkeypatch.setattr(tl, "dra", diverge)
+    args = benchmark_args(source, tmp_path / "table.csv", models="pca,dra", seeds=1)
+    shown = invoke(*args)
+    assert shown.exit_code == 0
+    assert "cells: dra, k=2, seed 0: failed: TrainingDivergedError: " in shown.stderr
+    assert "dra-scvi: warning: 2 of 4 runs failed; the first: Training" in shown.stderr
+    assert "DRA (2 failed)" in shown.stdout
+    dra = json.loads(invoke(*args, "--json", "-").stdout)["summary"][1]
+    assert (dra["model"], dra["n_failed"], dra["nmi"]) == ("dra", 2, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--models", "pca,scvii"], "did you mean 'scvi'"),
+        (["--models", "pca,pca"], "one twice"),
+        (["--n-latent", "2,x"], "'2,x' is not a list of dimensions such as 2,10,20"),
+        (["--n-latent", "2,2"], "'2,2' is not a list of dimensions"),
+        (["--seeds", "0"], "--seeds"),
+        (["--quick", "--seeds", "3"], "--quick sets --seeds: leave one of them out"),
+        (["--quick", "--max-epochs", "3"], "--quick sets --max-epochs"),
+        (["--output", "table.txt"], "'table.txt' does not end in .csv"),
+        (["other/cells.h5ad"], "two inputs are called 'cells'"),
+    ],
+)
+def test_benchmark_wrong_usage(
+    options: list[str], text: str, source: Path, tmp_path: Path
+) -> None:
+    args = ["--label-key", "cell_type", "--output", tmp_path / "table.csv", "--quiet"]
+    result = invoke("benchmark", source, *args, *options)
+    assert text in error_line(result)
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "case", ["empty", "missing", "layer", "label", "batch", "no label", "negative"]
+)
+def test_benchmark_checks_all_inputs_before_the_first_run(
+    case: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, changes, code, text = BAD_INPUTS[case]
+    monkeypatch.chdir(tmp_path)
+    prepare(source, Path("in.h5ad"))
+    args = benchmark_args(source, Path("table.csv"), **changes)
+    result = invoke(*args, "in.h5ad")
+    if case == "no label":
+        text = "in.h5ad: label_key='cell_type' is missing (NaN) in 3 of 120 cells"
+    assert text in error_line(result)
+    assert result.exit_code == code
+    assert not Path("table.csv").exists()
+
+
+def test_benchmark_replaces_other_files_only_if_forced(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("precious")
+    args = benchmark_args(source, path, models="pca", seeds=1)
+    result = invoke(*args)
+    assert result.exit_code == 73
+    assert "is not a table of a comparison; pass --force" in error_line(result)
+    assert path.read_text() == "precious"
+    for _ in range(2):
+        result = invoke(*args, "--force")
+        assert result.exit_code == 0
+        assert len(scored(path)) == 2
+    assert "kept 2 runs" in result.stderr
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_benchmark_keeps_finished_runs(
+    signum: int,
+    code: int,
+    source: Path,
+    compared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = benchmark_args(source, tmp_path / "table.csv")
+    with monkeypatch.context() as patched:
+        score, calls = dra_scvi.benchmark._scores, []
+
+        def stop(*given: Any) -> dict[str, Any]:
+            calls.append(given)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signum)
+            return score(*given)
+
+        patched.setattr(dra_scvi.benchmark, "_scores", stop)
+        result = invoke(*args, "--json", tmp_path / "out.json")
+    assert result.exit_code == code
+    assert result.stderr.splitlines()[2:] == [
+        f"{tmp_path / 'table.csv'} keeps finished runs; the same command goes on from there",
+        f"dra-scvi: error: Interrupted by {signal.Signals(signum).name}.",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    assert len(scored(tmp_path / "table.csv")) == 2
+    result = invoke(*args, "--json", tmp_path / "out.json")
+    assert result.exit_code == 0
+    assert "kept 2 runs" in result.stderr
+    pd.testing.assert_frame_equal(
+        scored(tmp_path / "table.csv"), scored(compared / "table.csv"), check_exact=True
+    )
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_benchmark_interrupted_while_a_model_trains(
+    signum: int, code: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = scvi.train.TrainingPlan.training_step
+
+    def stop(self: Any, *given: Any) -> Any:
+        os.kill(os.getpid(), signum)
+        return step(self, *given)
+
+    monkeypatch.setattr(scvi.train.TrainingPlan, "training_step", stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    changes = {"models": "pca,scvi", "max-epochs": 50, "n-latent": "2"}
+    try:
+        result = invoke(*benchmark_args(source, tmp_path / "table.csv", **changes))
+    finally:
+        for number, handler in before.items():  # Lightning leaves SIGINT ignored
+            signal.signal(number, handler)
+    assert result.exit_code == code
+    assert result.stderr.splitlines()[-1] == (
+        f"dra-scvi: error: Interrupted by {signal.Signals(signum).name}."
+    )
+    assert scored(tmp_path / "table.csv")["model"].tolist() == ["pca"]
 
 
 # -- demo --------------------------------------------------------------------------------------

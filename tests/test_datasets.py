@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import dataclasses
 import gzip
 import logging
 import os
+import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +53,8 @@ def assert_counts(adata: AnnData) -> None:
 def pbmc() -> AnnData:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # anndata 0.13 asks pandas 3 for an option that it no longer needs
+        warnings.filterwarnings("ignore", "The 'future.infer_string' option")
         return datasets.pbmc68k()
 
 
@@ -530,6 +535,165 @@ def test_synthetic_refuses_empty_sizes(argument: str) -> None:
 def test_synthetic_refuses_more_groups_than_cells(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument} = 11 is more than n_cells = 10"):
         datasets.synthetic(n_cells=10, **{argument: 11})
+
+
+class RFile:
+    """What R saves lists, character vectors, matrices and data frames as, and no more."""
+
+    @staticmethod
+    def integers(*values: int) -> bytes:
+        return struct.pack(f">{len(values)}i", *values)
+
+    @classmethod
+    def string(cls, text: str) -> bytes:
+        return cls.integers(0x40009, len(text)) + text.encode()
+
+    @classmethod
+    def strings(cls, texts: list[str]) -> bytes:
+        return cls.integers(16, len(texts)) + b"".join(map(cls.string, texts))
+
+    @classmethod
+    def pairs(cls, items: dict[str, bytes]) -> bytes:
+        tagged = (cls.integers(0x402, 1) + cls.string(k) + v for k, v in items.items())
+        return b"".join(tagged) + cls.integers(254)
+
+    @classmethod
+    def named(cls, items: dict[str, bytes], attributes: dict[str, bytes] | None = None) -> bytes:
+        attributes = {"names": cls.strings(list(items)), **(attributes or {})}
+        flags = 0x313 if "class" in attributes else 0x213
+        return cls.integers(flags, len(items)) + b"".join(items.values()) + cls.pairs(attributes)
+
+    @classmethod
+    def matrix(cls, values: NDArray, rows: list[str], columns: list[str]) -> bytes:
+        names = cls.integers(19, 2) + cls.strings(rows) + cls.strings(columns)
+        attributes = {"dim": cls.integers(13, 2, *values.shape), "dimnames": names}
+        data = values.astype(">f8").tobytes(order="F")
+        return cls.integers(0x20E, values.size) + data + cls.pairs(attributes)
+
+    @classmethod
+    def frame(cls, columns: dict[str, list[str]], rows: list[str]) -> bytes:
+        attributes = {"class": cls.strings(["data.frame"]), "row.names": cls.strings(rows)}
+        return cls.named({k: cls.strings(v) for k, v in columns.items()}, attributes)
+
+    @classmethod
+    def write(cls, path: Path, **objects: bytes) -> Path:
+        version = cls.integers(2, 0x30600, 0x20300)
+        path.write_bytes(bz2.compress(b"RDX2\nX\n" + version + cls.pairs(objects)))
+        return path
+
+
+KANG_META = {
+    "sample": ["STIM", "CTRL", "STIM", "STIM"],
+    "cell_type": ["B", "NK", "B", "DC"],
+    "sex": ["male", "female", "male", "female"],
+}
+KANG_SMALL = datasets._KangFacts(
+    n_cells=4, n_genes=5, batch=(1, 3), cell_type=(1, 1, 2), n_values=11, total=434
+)
+
+
+def write_kang(folder: Path, cells: list[str] = CELLS, counts: NDArray = COUNTS) -> Path:
+    expression = RFile.matrix(counts, GENES, CELLS)
+    content = RFile.named({"expr": expression, "meta": RFile.frame(KANG_META, cells)})
+    return RFile.write(folder / "ifnb_2800.rda", ifnb_2800=content)
+
+
+@pytest.fixture
+def small_kang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_KANG", KANG_SMALL)
+    monkeypatch.delenv("DRA_SCVI_DATA", raising=False)
+
+
+@pytest.mark.usefixtures("small_kang")
+def test_kang_reads_what_r_saved(tmp_path: Path) -> None:
+    adata = datasets.kang(write_kang(tmp_path))
+    assert_counts(adata)
+    np.testing.assert_array_equal(adata.X.toarray(), COUNTS.T)
+    assert list(adata.obs_names) == CELLS
+    assert list(adata.var_names) == GENES
+    assert adata.obs["batch"].tolist() == KANG_META["sample"]
+    assert adata.obs["cell_type"].tolist() == KANG_META["cell_type"]
+    assert list(adata.obs) == ["cell_type", "batch"]  # `sex` was made up
+
+
+@pytest.mark.usefixtures("small_kang")
+def test_kang_prefers_the_copy_in_the_folder_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = datasets.kang(write_kang(tmp_path))
+    expected.write_h5ad(tmp_path / "kang_ifnb_2800x14053.h5ad")
+    monkeypatch.setenv("DRA_SCVI_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "_download_kang", lambda: pytest.fail("downloaded"))
+    adata = datasets.kang()
+    np.testing.assert_array_equal(adata.X.toarray(), expected.X.toarray())
+    pd.testing.assert_frame_equal(adata.obs, expected.obs)
+
+
+@pytest.mark.usefixtures("small_kang")
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (lambda folder: write_kang(folder, counts=COUNTS + 1), "is not the published one"),
+        (lambda folder: write_kang(folder, counts=COUNTS / 2), "must hold raw counts"),
+        (lambda folder: write_kang(folder, cells=CELLS[::-1]), "of different cells"),
+        (lambda folder: write_plain(folder, "<html>not found</html>"), "cannot be read"),
+        (lambda folder: RFile.write(folder / "x.rda", x=RFile.strings(["a"])), "cannot be read"),
+    ],
+    ids=["other-counts", "normalised", "other-cells", "a-web-page", "other-object"],
+)
+def test_kang_refuses_other_data_and_forgets_a_bad_download(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: Callable[[Path], Path],
+    message: str,
+) -> None:
+    path = file(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        datasets.kang(path)
+    assert path.exists()
+    monkeypatch.setattr(datasets, "_download_kang", lambda: path)
+    with pytest.raises(ValueError, match=message):
+        datasets.kang()
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("small_kang")
+def test_kang_cut_off_in_the_download(tmp_path: Path) -> None:
+    path = write_kang(tmp_path)
+    whole = path.read_bytes()
+    for length in (3, len(whole) // 2, len(whole) - 5):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cannot be read"):
+            datasets.kang(path)
+
+
+def test_kang_without_a_network_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pooch
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("unreachable")
+
+    monkeypatch.delenv("DRA_SCVI_DATA", raising=False)
+    monkeypatch.setattr(pooch, "retrieve", offline)
+    with pytest.raises(ConnectionError, match=r"ifnb_2800\.rda elsewhere and pass it as path="):
+        datasets.kang()
+    with pytest.raises(FileNotFoundError, match=r"ifnb_2800\.rda and pass it"):
+        datasets.kang(tmp_path / "nothing.rda")
+
+
+def test_kang_is_the_data_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = os.environ.get("DRA_SCVI_DATA")
+    if not folder:
+        pytest.skip("DRA_SCVI_DATA is not set")
+    adata = datasets.kang()
+    assert_counts(adata)
+    assert adata.shape == (2_800, 14_053)
+    sizes = adata.obs["batch"].value_counts().to_dict()
+    assert sizes == {"STIM": 1_490, "CTRL": 1_310}
+    monkeypatch.setattr(datasets, "_KANG", dataclasses.replace(datasets._KANG, total=1))
+    with pytest.raises(ValueError, match="not the published one"):
+        datasets.kang()
+    assert Path(folder, "kang_ifnb_2800x14053.h5ad").exists()  # the user's own
 
 
 def test_zeisel_label_sizes_agree_with_an_independent_copy() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from dra_scvi._exceptions import (
+    GeneMismatchError,
     InvalidCountsError,
     TrainingDivergedError,
     TrainingInterruptedError,
+    UntrustedModelError,
 )
 
 REPORT = {"negative": {"count": 3, "cell": "c7", "gene": "Sox2", "value": -1.5}}
@@ -24,6 +26,18 @@ errors = pytest.mark.parametrize(
             ValueError,
             {"report": REPORT},
             id="InvalidCountsError",
+        ),
+        pytest.param(
+            GeneMismatchError("2 genes are missing", ["a", "b"], ["c"]),
+            ValueError,
+            {"missing": ("a", "b"), "unknown": ("c",)},
+            id="GeneMismatchError",
+        ),
+        pytest.param(
+            UntrustedModelError("it would import posix.system", ["posix.system"]),
+            ValueError,
+            {"names": ("posix.system",)},
+            id="UntrustedModelError",
         ),
         pytest.param(
             TrainingDivergedError("kl_local", 4, 17),

@@ -77,6 +77,7 @@ def test_read_zarr(adata: AnnData, tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(read.layers["counts"], adata.layers["counts"])
 
 
+@pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")  # anndata 0.13, pandas 3
 @pytest.mark.filterwarnings("error")
 def test_read_10x_with_repeated_genes(tmp_path: Path) -> None:
     matrix = np.arange(6).reshape(3, 2)

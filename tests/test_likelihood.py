@@ -16,7 +16,8 @@ from scipy.stats import nbinom
 from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from torch import Tensor
 
-from dra_scvi._likelihood import count_log_prob
+from dra_scvi import _likelihood
+from dra_scvi._likelihood import count_log_prob, log_counts
 
 
 class Problem(NamedTuple):
@@ -145,8 +146,17 @@ def test_value_and_gradients_equal_scvi_tools_anywhere(problem: Problem) -> None
     assert_equal_to_upstream(problem, tail)
 
 
+@pytest.fixture(params=["non-zeros", "all entries"])
+def entries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take gamma functions where a CPU needs them, or everywhere, as on other devices."""
+    if request.param == "all entries":
+        everything = (slice(None), slice(None))
+        monkeypatch.setattr(_likelihood, "_gamma_entries", lambda x: everything)
+
+
 @shapes
 @families
+@pytest.mark.usefixtures("entries")
 @pytest.mark.parametrize("counts", ["all zero", "all positive", "mixed", "large"])
 def test_value_and_gradients_equal_scvi_tools(
     gene_wise: bool, inflated: bool, counts: str
@@ -324,3 +334,14 @@ def test_half_precision_is_computed_in_float32(inflated: bool, dtype: torch.dtyp
     for ours, theirs in zip(gradients(half, found), gradients(full, expected), strict=True):
         assert ours.dtype == dtype
         assert torch.equal(ours, theirs.to(dtype))
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor([[0.5], [3.0]])], ids=["counts", "scaled"])
+def test_log_counts_is_log1p(scale: Tensor | None) -> None:
+    x = torch.tensor([[0.0, 1.0, 70_000.0], [2.0, 1e-3, 0.0]])
+    expected = torch.log1p(x.double() * (1.0 if scale is None else scale.double()))
+    for dtype in (torch.float32, torch.float64):
+        found = log_counts(x.to(dtype), None if scale is None else scale.to(dtype))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+    assert log_counts(torch.full((2, 1), torch.nan)).isnan().all()

@@ -202,6 +202,25 @@ def test_unknown_method_names_the_choices() -> None:
         metrics.clustering(embedding, labels, method="louvain")
 
 
+@pytest.mark.parametrize("n_clusters", [2, 3, 6, 12])
+def test_matched_leiden_gives_the_wanted_number(n_clusters: int) -> None:
+    embedding, _ = blobs(distance=3.0)
+    found = metrics.leiden_matched(embedding, n_clusters)
+    assert len(np.unique(found)) == n_clusters
+    np.testing.assert_array_equal(found, metrics.leiden_matched(embedding, n_clusters))
+
+
+@pytest.mark.parametrize(("n_clusters", "nearest"), [(1, 3), (120, 120)])
+def test_matched_leiden_comes_as_near_as_it_can(n_clusters: int, nearest: int) -> None:
+    embedding, _ = blobs(distance=300.0)  # no resolution joins clouds without a common neighbour
+    assert len(np.unique(metrics.leiden_matched(embedding, n_clusters))) == nearest
+
+
+def test_matched_leiden_refuses_no_cluster() -> None:
+    with pytest.raises(ValueError, match="n_clusters must be at least 1, not 0"):
+        metrics.leiden_matched(blobs()[0], 0)
+
+
 def test_leiden_refuses_a_number_of_clusters() -> None:
     embedding, labels = blobs()
     with pytest.raises(ValueError, match="set resolution"):

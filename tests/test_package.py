@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -90,3 +92,44 @@ def test_files_say_what_they_own_and_neither_print_nor_assert(path: Path) -> Non
             assert node.func.id != "print", f"line {node.lineno}"
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"line {node.lineno}: bare except"
+
+
+def test_the_contract_is_as_long_as_the_readme_says() -> None:
+    tree = ast.parse((ROOT / "tests" / "test_contract.py").read_text())
+    tests = [n.name for n in tree.body if getattr(n, "name", "").startswith("test_")]
+    assert len(tests) == len(set(tests)) == 52
+    assert "52 of 52 pass" in (ROOT / "README.md").read_text()
+
+
+IMPORT = """
+import logging, random, signal, sys
+import lightning, numpy as np, scanpy, torch
+import scvi, scvi.hub, scvi.model
+
+def state():
+    loggers = [logging.getLogger(name) for name in (None, *logging.root.manager.loggerDict)]
+    return {
+        "handlers": [(log.name, log.level, log.handlers) for log in loggers if log.handlers],
+        "random": (random.getstate(), np.random.get_state()[1].tolist()),
+        "torch": (torch.get_rng_state().tolist(), torch.get_num_threads()),
+        "backends": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+        "validate": torch.distributions.Distribution._validate_args,
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "seed": scvi.settings.seed,
+        "streams": (sys.stdout, sys.stderr),
+    }
+
+before = state()
+import dra_scvi, dra_scvi.cli
+for name in dra_scvi.__all__:
+    getattr(dra_scvi, name)
+after = state()
+assert [key for key in before if before[key] != after[key]] == []
+"""
+
+
+def test_importing_sets_nothing_and_says_nothing() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr

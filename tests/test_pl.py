@@ -342,3 +342,98 @@ def test_embedding_save_and_show(adata: AnnData, tmp_path: Path, shown: list[int
     assert pl.embedding(adata, color="kind", save=tmp_path / "a.png", show=True) is None
     assert shown == [1]
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+@pytest.fixture
+def compared() -> pd.DataFrame:
+    """Return two data sets, two dimensions and two seeds of three models, dra ahead by hand."""
+    ahead = {("a", 2): [0.1, 0.3], ("a", 10): [0.2, 0.2], ("b", 2): [-0.1, -0.1]}
+    rows = [
+        {"dataset": name, "n_latent": k, "seed": seed, "model": model, "nmi": 0.5 + gain * share}
+        for (name, k), gains in ahead.items()
+        for seed, gain in enumerate(gains)
+        for model, share in (("pca", 0.0), ("mine", 0.5), ("dra", 1.0))
+    ]
+    return pd.DataFrame(rows).assign(ari=0.5)
+
+
+def test_benchmark_differences(compared: pd.DataFrame) -> None:
+    axes = pl.benchmark(compared, show=False)
+    assert isinstance(axes, Axes)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "all data sets"]
+    bottom, top = axes.get_ylim()
+    assert bottom > top
+    assert axes.get_legend().get_title().get_text() == "DRA minus"
+    assert legend_texts(axes) == ["PCA", "mine"]
+    pca, mine = axes.containers
+    np.testing.assert_allclose(pca[0].get_xdata(), [0.2, -0.1, (0.2 + 0.2 - 0.1) / 3])
+    np.testing.assert_allclose(mine[0].get_xdata(), [0.1, -0.05, 0.05])
+    assert pca[0].get_ydata() == pytest.approx([-0.25, 0.75, 1.75])
+    assert pca[0].get_color() != mine[0].get_color()
+    assert pca[0].get_marker() != mine[0].get_marker()
+    assert axes.get_title() == ""
+
+
+def test_benchmark_intervals(compared: pd.DataFrame) -> None:
+    pca = pl.benchmark(compared, baselines="pca", show=False).containers[0]
+    a, b, _ = pca[2][0].get_segments()
+    # in a, the two cells give 0.1 to 0.3 and 0.2; in b the two seeds agree
+    np.testing.assert_allclose(a[:, 0], [0.15, 0.25])
+    np.testing.assert_allclose(b[:, 0], [-0.1, -0.1])
+
+
+def test_benchmark_of_one_data_set_and_one_seed(compared: pd.DataFrame) -> None:
+    one = compared[(compared["dataset"] == "a") & (compared["seed"] == 0)]
+    axes = pl.benchmark(one, baselines="pca", show=False)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]
+    np.testing.assert_allclose(axes.containers[0][0].get_xdata(), [0.15])
+    [segment] = axes.containers[0][2][0].get_segments()
+    np.testing.assert_allclose(segment[:, 0], [0.15, 0.15])
+
+
+def test_benchmark_of_other_models_and_metrics(compared: pd.DataFrame) -> None:
+    axes = pl.benchmark(compared, model="mine", baselines=["pca"], metric="ari", show=False)
+    assert axes.get_xlabel().splitlines() == [
+        "difference in ARI (k-means), 95% interval",
+        "mine is ahead right of 0",
+    ]
+    np.testing.assert_allclose(axes.containers[0][0].get_xdata(), 0)
+
+
+def test_benchmark_leaves_out_what_failed(compared: pd.DataFrame) -> None:
+    compared.loc[(compared["model"] == "pca") & (compared["dataset"] == "b"), "nmi"] = np.nan
+    axes = pl.benchmark(compared, show=False)
+    np.testing.assert_allclose(axes.containers[0][0].get_xdata(), [0.2, np.nan, 0.2])
+    np.testing.assert_allclose(axes.containers[1][0].get_xdata(), [0.1, -0.05, 0.05])
+    axes = pl.benchmark(compared, baselines="pca", show=False)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]
+
+
+def test_benchmark_says_that_a_look_was_quick(compared: pd.DataFrame) -> None:
+    axes = pl.benchmark(compared.assign(quick=True), show=False)
+    assert axes.get_title() == "quick look, too short for conclusions"
+
+
+def test_benchmark_refuses(compared: pd.DataFrame) -> None:
+    with pytest.raises(KeyError, match="did you mean 'dra'"):
+        pl.benchmark(compared, model="dar", show=False)
+    with pytest.raises(KeyError, match="baselines='pcaa' is not a model"):
+        pl.benchmark(compared, baselines="pcaa", show=False)
+    with pytest.raises(KeyError, match="metric='nim'"):
+        pl.benchmark(compared, metric="nim", show=False)
+    with pytest.raises(ValueError, match="no model besides 'dra'"):
+        pl.benchmark(compared[compared["model"] == "dra"], show=False)
+    with pytest.raises(ValueError, match="no run of 'dra' has a finite partner"):
+        pl.benchmark(compared.assign(nmi=np.nan), show=False)
+    with pytest.raises(ValueError, match="several rows for pca"):
+        pl.benchmark(pd.concat([compared, compared]), show=False)
+
+
+def test_benchmark_given_axes_save_and_show(
+    compared: pd.DataFrame, tmp_path: Path, shown: list[int]
+) -> None:
+    axes = Figure().subplots()
+    assert pl.benchmark(compared, ax=axes) is axes
+    assert pl.benchmark(compared, save=tmp_path / "a.png", show=True) is None
+    assert shown == [1]
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from dra_scvi import DRA, DualMatchingPlan, TrainingDivergedError
+from dra_scvi import DRA, DRAVAE, DualMatchingPlan, TrainingDivergedError
 from dra_scvi._training_plan import TERMS
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 PLAYERS = ("autoencoder", "latent_discriminator", "data_discriminator")
 
 
-def make(adata: AnnData, **kwargs: Any) -> DRA:
-    DRA.setup_anndata(adata, batch_key="batch")
+def make(adata: AnnData, batch_key: str | None = "batch", **kwargs: Any) -> DRA:
+    DRA.setup_anndata(adata, batch_key=batch_key)
     return DRA(adata, n_hidden=16, n_latent=4, n_hidden_discriminator=[16], **kwargs)
 
 
@@ -112,12 +112,15 @@ def test_warm_ups_and_global_step_count_minibatches(adata: AnnData) -> None:
     assert weights == pytest.approx([min(step / 8, 1) for step in steps])
 
 
-def test_the_kl_warm_up_takes_half_of_the_epochs_unless_told_otherwise(adata: AnnData) -> None:
-    for plan, expected in (
-        ({}, [0, 0.5, 1, 1]),
-        ({"n_epochs_kl_warmup": 4}, [0, 0.25, 0.5, 0.75]),
+def test_the_kl_warm_up_depends_on_epochs_and_batches_unless_told_otherwise(
+    adata: AnnData,
+) -> None:
+    for batch_key, plan, expected in (
+        (None, {}, [0, 0.5, 1, 1]),
+        ("batch", {}, [0, 1, 1, 1]),
+        ("batch", {"n_epochs_kl_warmup": 4}, [0, 0.25, 0.5, 0.75]),
     ):
-        model = make(adata)
+        model = make(adata, batch_key)
         model.train(max_epochs=4, plan_kwargs=plan, **QUIET)
         assert model.history["kl_weight"].to_numpy(float).ravel() == pytest.approx(expected)
 
@@ -275,3 +278,10 @@ def test_scvi_tools_options_work(adata: AnnData, options: dict[str, Any]) -> Non
 def test_negative_weights_are_refused(adata: AnnData) -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         make(adata).train(max_epochs=1, plan_kwargs={"data_weight": -1.0}, **QUIET)
+
+
+@pytest.mark.parametrize(("n_batch", "expected"), [(0, 1.0), (1, 1.0), (3, 10.0)])
+def test_several_batches_are_matched_harder(n_batch: int, expected: float) -> None:
+    module = DRAVAE(20, n_batch=n_batch)
+    assert DualMatchingPlan(module).latent_weight == expected
+    assert DualMatchingPlan(module, latent_weight=2.0).latent_weight == 2.0

@@ -113,16 +113,17 @@ def test_one_bad_value_in_a_dask_array(form: str) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), n_cells=st.integers(2, 30), n_genes=st.integers(1, 9))
+@given(seed=st.integers(0, 2**32 - 1), n_cells=st.integers(3, 30), n_genes=st.integers(1, 9))
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "int64", "float32", "float64"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_counts_of_every_type_pass(
     form: str, dtype: str, seed: int, n_cells: int, n_genes: int
 ) -> None:
-    matrix = FORMATS[form](counts(seed, n_cells, n_genes).astype(dtype))
+    # made beforehand: anndata 0.13 warns of pandas 3 when it is made
+    adata = named(FORMATS[form](counts(seed, n_cells, n_genes).astype(dtype)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        validate_counts(named(matrix))
+        validate_counts(adata)
 
 
 def test_input_is_not_changed() -> None:
@@ -131,7 +132,7 @@ def test_input_is_not_changed() -> None:
     validate_counts(adata)
     validate_counts(adata, layer="counts")
     assert (matrix != adata.X).nnz == 0
-    assert list(adata.layers) == ["counts"]
+    assert _validation.named_layers(adata) == ["counts"]
     assert adata.obs.shape[1] == 0
 
 
@@ -188,7 +189,8 @@ def test_non_integers_can_be_allowed_but_not_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "text"), [((0, 3), "no cells"), ((3, 0), "no genes"), ((1, 3), "at least 2 cells")]
+    ("shape", "text"),
+    [((0, 3), "no cells"), ((3, 0), "no genes"), ((2, 3), "only 2 cells; at least 3")],
 )
 def test_too_small(shape: tuple[int, int], text: str) -> None:
     with pytest.raises(InvalidCountsError, match=text):
@@ -214,7 +216,7 @@ def test_stored_zeros_are_no_counts() -> None:
 
 def test_missing_matrix_and_wrong_type() -> None:
     with pytest.raises(InvalidCountsError, match=r"adata.X is None.*layer="):
-        validate_counts(AnnData(obs=pd.DataFrame(index=["a", "b"]), var=pd.DataFrame(index=["g"])))
+        validate_counts(AnnData(obs=pd.DataFrame(index=[*"abc"]), var=pd.DataFrame(index=["g"])))
     with pytest.raises(InvalidCountsError, match="complex128, not numbers"):
         validate_counts(named(counts().astype(complex)))
 
@@ -238,8 +240,9 @@ def test_empty_batch_is_named(form: str) -> None:
 def test_empty_cells_give_one_warning(form: str) -> None:
     matrix = counts()
     matrix[[7, 20]] = 0
+    adata = named(FORMATS[form](matrix))
     with pytest.warns(UserWarning, match=r"2 cells have no counts \(first: 'cell-7'\)") as caught:
-        validate_counts(named(FORMATS[form](matrix)))
+        validate_counts(adata)
     assert len(caught) == 1
     assert caught[0].filename == __file__
 
@@ -249,9 +252,10 @@ def test_empty_cells_give_one_warning(form: str) -> None:
 def test_counts_beyond_float32_are_warned_of(dtype: str, value: int, warned: bool) -> None:
     matrix = counts().astype(dtype)
     matrix[2, 2] = value
+    adata = named(matrix)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        validate_counts(named(matrix))
+        validate_counts(adata)
     assert len(caught) == warned
     assert all(f"up to {value};" in str(w.message) for w in caught)
     assert all("float32" in str(w.message) for w in caught)

@@ -1,0 +1,70 @@
+"""Axes on which distances between codes are those between the expression that they stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def expression_axes(samples: Tensor, expression: Tensor, means: Tensor, groups: Tensor) -> Tensor:
+    r"""Axes of codes on which Euclidean distance is that of the expression they predict.
+
+    The scale of a latent dimension is free: a decoder undoes any stretch of its input, and
+    training leaves each direction with a length of its own, different from seed to seed. With A
+    the linear response of expression to codes, by least squares, codes are as far apart in
+    expression as :math:`\lVert (z - z') A \rVert`: the pullback of its metric, averaged over
+    cells. The axes M keep that, :math:`M M^T = A A^T`, and are the principal components of the
+    codes by it, in order.
+
+    Parameters
+    ----------
+    samples
+        Codes drawn from the posterior of each cell, shape ``(n_cells, n_latent)``. Drawn, since
+        decoders ignore dimensions that carry noise alone, while means there hardly differ.
+    expression
+        What the decoder makes of them, shape ``(n_cells, n_genes)``.
+    means
+        Posterior means, shape ``(n_cells, n_latent)``, whose principal components are taken.
+    groups
+        Batch of each cell, shape ``(n_cells,)``: differences between batches do not count.
+
+    Returns
+    -------
+    Matrix M, shape ``(n_latent, n_latent)``, to multiply codes with from the right; each column
+    has its largest entry positive.
+
+    References
+    ----------
+    Arvanitidis, Hansen & Hauberg, Latent space oddity, ICLR 2018, equation 4.
+
+    Examples
+    --------
+    >>> codes = torch.randn(100, 2, dtype=torch.float64)
+    >>> response = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 0.1]], dtype=torch.float64)
+    >>> axes = expression_axes(codes, codes @ response, codes, torch.zeros(100))
+    >>> torch.allclose(axes @ axes.T, torch.diag(torch.tensor([9.0, 0.01]).double()))
+    True
+    """
+    samples, expression, means = (
+        _within(rows.double().cpu(), groups.cpu()) for rows in (samples, expression, means)
+    )
+    response = torch.linalg.lstsq(samples, expression, driver="gelsd").solution
+    left, singular, _ = torch.linalg.svd(response, full_matrices=False)
+    # fewer genes than dimensions leave dimensions that predict nothing
+    axes = torch.nn.functional.pad(left * singular, (0, len(response) - len(singular)))
+    codes = means @ axes
+    _, rotation = torch.linalg.eigh(codes.T @ codes)
+    axes = axes @ rotation.flip(-1)
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return axes * torch.where(largest < 0, -1.0, 1.0)
+
+
+def _within(rows: Tensor, groups: Tensor) -> Tensor:
+    """Differences from the mean of the group."""
+    _, group = groups.unique(return_inverse=True)
+    members = torch.nn.functional.one_hot(group).to(rows)
+    return rows - members @ (members.T @ rows / members.sum(0)[:, None])

@@ -1,0 +1,345 @@
+"""Minibatches from counts that stay where they are: in memory, or on the accelerator that trains.
+
+The split into training, validation and test cells is scvi-tools' own, as are the order of the
+minibatches under a seed and the meaning of `drop_last`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import warnings
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from scvi import settings
+from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
+from torch.utils.data import RandomSampler
+
+from dra_scvi._count_kernel import gather_rows, project_rows
+from dra_scvi._likelihood import log_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from scvi.data import AnnDataManager
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# share of an accelerator's free memory that the counts may take: networks and workspace need some
+_DEVICE_SHARE = 0.6
+_ROWS_PER_COPY = 8_192
+
+
+class Rows(ABC):
+    """A matrix with one row per cell, from which minibatches are taken."""
+
+    @abstractmethod
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index`, shape ``(n_cells,)``, as a dense tensor."""
+
+    def project(self, index: Tensor, weight: Tensor, log1p: bool) -> Tensor:
+        """Rows at `index`, or their log1p, times `weight`, shape ``(n_genes, n_hidden)``."""
+        rows = self.take(index).to(weight)
+        return (log_counts(rows) if log1p else rows) @ weight
+
+
+class DenseRows(Rows):
+    """A dense matrix, which may hold integers narrower than the minibatches it gives.
+
+    Examples
+    --------
+    >>> rows = DenseRows(torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8), torch.float32)
+    >>> rows.take(torch.tensor([1, 1]))
+    tensor([[2., 3.],
+            [2., 3.]])
+    """
+
+    def __init__(self, matrix: Tensor, dtype: torch.dtype) -> None:
+        self.matrix = matrix
+        self.dtype = dtype
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index` as a dense tensor."""
+        index = index.to(self.matrix.device, non_blocking=True)
+        return self.matrix.index_select(0, index).to(self.dtype)
+
+
+class SparseRows(Rows):
+    """A CSR matrix in memory, used as it is.
+
+    Examples
+    --------
+    >>> rows = SparseRows(sp.csr_matrix([[0, 1], [2, 0]]))
+    >>> rows.take(torch.tensor([1, 0]))
+    tensor([[2., 0.],
+            [0., 1.]])
+    """
+
+    def __init__(self, matrix: sp.csr_matrix) -> None:
+        self.matrix = matrix
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index` as a dense tensor."""
+        return torch.from_numpy(gather_rows(self.matrix, index.numpy()))
+
+    def project(self, index: Tensor, weight: Tensor, log1p: bool) -> Tensor:
+        """Rows at `index`, or their log1p, times `weight`; zeros are not touched."""
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return super().project(index, weight, log1p)
+        product = project_rows(
+            self.matrix,
+            index.numpy(),
+            weight.detach().contiguous().numpy(),
+            log1p,
+            torch.get_num_threads(),
+        )
+        return torch.from_numpy(product)
+
+
+class DeviceSparseRows(Rows):
+    """A CSR matrix on an accelerator, with its row lengths on the host as well.
+
+    A gather whose size the host did not know would have to wait for the device.
+
+    Examples
+    --------
+    >>> rows = DeviceSparseRows(sp.csr_matrix([[0, 1], [2, 0]]), torch.device("cpu"))
+    >>> rows.take(torch.tensor([1, 0]))
+    tensor([[2., 0.],
+            [0., 1.]])
+    """
+
+    def __init__(self, matrix: sp.csr_matrix, device: torch.device) -> None:
+        self.n_columns = matrix.shape[1]
+        self.lengths = torch.from_numpy(np.diff(matrix.indptr).astype(np.int64))
+        self.start = torch.from_numpy(matrix.indptr[:-1].astype(np.int64)).to(device)
+        self.columns = torch.from_numpy(matrix.indices.astype(np.int32)).to(device)
+        self.values = torch.from_numpy(narrow(matrix.data)).to(device)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index`, which lies on the host, as a dense tensor on the device."""
+        device = self.values.device
+        lengths = self.lengths[index]
+        ends = lengths.cumsum(0)
+        n_values = int(ends[-1])
+        start, offset, lengths = (
+            part.to(device, non_blocking=True) for part in (index, ends - lengths, lengths)
+        )
+        first = self.start[start] - offset
+        row = torch.repeat_interleave(
+            torch.arange(len(index), device=device), lengths, output_size=n_values
+        )
+        position = torch.arange(n_values, device=device) + first[row]
+        rows = torch.zeros(len(index), self.n_columns, device=device)
+        rows.view(-1)[row * self.n_columns + self.columns[position]] = self.values[
+            position
+        ].float()
+        return rows
+
+
+def narrow(values: NDArray[Any]) -> NDArray[Any]:
+    """Return `values` in the narrowest type that holds them all, or as single precision.
+
+    Examples
+    --------
+    >>> [narrow(np.array(v)).dtype.name for v in ([0.0, 7.0], [0.0, 300.0], [0.5], [-1.0])]
+    ['uint8', 'int16', 'float32', 'float32']
+    """
+    if values.size and values.min() >= 0 and np.array_equal(values, np.rint(values)):
+        for dtype in (np.uint8, np.int16):
+            if values.max() <= np.iinfo(dtype).max:
+                return values.astype(dtype)
+    return values.astype(np.float32)
+
+
+def resident_rows(
+    manager: AnnDataManager, device: torch.device | None = None
+) -> dict[str, Rows] | None:
+    """Return what is registered as rows to take minibatches from, or `None` if that cannot be.
+
+    Parameters
+    ----------
+    manager
+        Manager of the registered AnnData.
+    device
+        Accelerator to hold the matrices; `None` for the memory of the host, where nothing is
+        copied but a CSC matrix, or one with duplicate entries.
+
+    Returns
+    -------
+    One entry per key of the registry; `None` for data on disk, arrays of other libraries, and
+    matrices that do not fit on the device.
+    """
+    if manager.adata.isbacked:
+        return None
+    dataset = manager.create_torch_dataset()
+    matrices = {}
+    for key, dtype in dataset.keys_and_dtypes.items():
+        matrix = dataset.data[key]
+        if isinstance(matrix, str):  # the type of minification, which is no matrix
+            continue
+        rows = _rows(matrix, dtype, device)
+        if rows is None:
+            return None
+        matrices[key] = rows
+    return matrices
+
+
+def _rows(matrix: Any, dtype: type, device: torch.device | None) -> Rows | None:
+    if isinstance(matrix, pd.DataFrame):
+        matrix = matrix.to_numpy()
+    if sp.issparse(matrix):
+        matrix = matrix.tocsr()
+        if not matrix.has_canonical_format:
+            matrix = matrix.copy()  # the caller's own stays as it is
+            matrix.sum_duplicates()
+        return SparseRows(matrix) if device is None else _on_device(matrix, device)
+    if not isinstance(matrix, np.ndarray):
+        return None
+    torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+    if device is not None and torch_dtype.is_floating_point and matrix.ndim == 2:
+        return _on_device(matrix, device)
+    held = matrix if matrix.dtype.isnative and matrix.dtype != np.uint64 else matrix.astype(dtype)
+    with warnings.catch_warnings():  # columns of a table are read-only, and only read here
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return DenseRows(torch.as_tensor(held, device=device), torch_dtype)
+
+
+def _on_device(matrix: NDArray[Any] | sp.csr_matrix, device: torch.device) -> Rows | None:
+    """Hold counts dense where there is room, else as CSR, else not at all."""
+    room = _DEVICE_SHARE * _free_memory(device)
+    csr = sp.csr_matrix(matrix)
+    dtype = torch.from_numpy(narrow(csr.data)).dtype
+    if csr.shape[0] * csr.shape[1] * dtype.itemsize <= room:
+        held = torch.empty(csr.shape, dtype=dtype, device=device)
+        for start in range(0, csr.shape[0], _ROWS_PER_COPY):
+            part = torch.from_numpy(csr[start : start + _ROWS_PER_COPY].toarray())
+            held[start : start + _ROWS_PER_COPY] = part.to(device, dtype)
+        return DenseRows(held, torch.float32)
+    if csr.nnz * (dtype.itemsize + 4) + 8 * csr.shape[0] <= room:
+        return DeviceSparseRows(csr, device)
+    return None
+
+
+def _free_memory(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+class Minibatches:
+    """Minibatches of chosen cells, in the order that scvi-tools' loader takes them in.
+
+    A last minibatch of one cell, from which batch normalisation cannot learn, joins the one
+    before it where the minibatches are shuffled for training.
+
+    Parameters
+    ----------
+    rows
+        What a minibatch consists of.
+    indices
+        Cells to go through, shape ``(n_cells,)``.
+    batch_size
+        Cells in a minibatch.
+    shuffle
+        Whether to draw a new order for each pass, from the global random state of torch.
+    drop_last
+        Whether to leave out a last minibatch that is not full.
+
+    Examples
+    --------
+    >>> rows = {"X": DenseRows(torch.arange(5.0)[:, None], torch.float32)}
+    >>> [len(batch["X"]) for batch in Minibatches(rows, np.arange(5), batch_size=2)]
+    [2, 2, 1]
+    >>> [len(batch["X"]) for batch in Minibatches(rows, np.arange(5), batch_size=2, shuffle=True)]
+    [2, 3]
+    """
+
+    def __init__(
+        self,
+        rows: dict[str, Rows],
+        indices: NDArray[np.integer],
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> None:
+        self.rows = rows
+        self.indices = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
+        self.shuffle = shuffle
+        n_cells = len(self.indices)
+        edges = list(range(0, n_cells, batch_size)) + [n_cells]
+        if drop_last and n_cells % batch_size:
+            del edges[-1]
+        elif shuffle and n_cells % batch_size == 1 and n_cells > 1:
+            del edges[-2]
+        self._edges = edges
+
+    def __len__(self) -> int:
+        return max(len(self._edges) - 1, 0)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        torch.empty((), dtype=torch.int64).random_()  # torch's loader draws a seed for its workers
+        order = self.indices
+        if self.shuffle:
+            order = order[list(RandomSampler(range(len(order))))]
+        if torch.cuda.is_available():
+            order = order.pin_memory()  # a copy from here does not wait for the device
+        for start, end in itertools.pairwise(self._edges):
+            yield {key: rows.take(order[start:end]) for key, rows in self.rows.items()}
+
+
+class DataSplitter(UpstreamDataSplitter):
+    """scvi-tools' data splitter, with minibatches from resident data where that is possible.
+
+    It is possible for dense, CSR and CSC matrices in memory. Data on disk, dask arrays, several
+    processes, loading in workers and sparse tensors keep scvi-tools' own loader. The name is
+    upstream's because its check of early stopping goes by it.
+    """
+
+    def train_dataloader(self) -> Any:
+        """Return shuffled minibatches of the training cells."""
+        resident = self._resident(self.train_idx, shuffle=True)
+        if resident is not None:
+            return resident
+        if len(self.train_idx) > self._batch_size and len(self.train_idx) % self._batch_size == 1:
+            self.drop_last = True  # batch normalisation cannot learn from one cell
+        return super().train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        """Return minibatches of the validation cells."""
+        return self._resident(self.val_idx) or super().val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        """Return minibatches of the test cells."""
+        return self._resident(self.test_idx) or super().test_dataloader()
+
+    def _resident(self, indices: NDArray[np.integer], shuffle: bool = False) -> Minibatches | None:
+        if len(indices) == 0 or self._rows is None:
+            return None
+        drop_last = shuffle and self.drop_last
+        return Minibatches(self._rows, indices, self._batch_size, shuffle, drop_last)
+
+    @property
+    def _batch_size(self) -> int:
+        return self.data_loader_kwargs.get("batch_size") or settings.batch_size
+
+    @cached_property
+    def _rows(self) -> dict[str, Rows] | None:
+        options = dict(self.data_loader_kwargs)
+        options.pop("batch_size", None)
+        in_one_process = not options.pop("distributed_sampler", False)
+        if options or not in_one_process or self.load_sparse_tensor or settings.dl_num_workers:
+            return None
+        device = self.trainer.strategy.root_device if self.trainer is not None else None
+        accelerator = device if device is not None and device.type == "cuda" else None
+        rows = resident_rows(self.adata_manager, accelerator)
+        where = "through scvi-tools' loader" if rows is None else f"from {device or 'memory'}"
+        logger.info("Minibatches come %s.", where)
+        return rows
