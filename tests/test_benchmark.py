@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 TYPES = "cell_type"
 ALL = ("pca", "fa", "scvi", "ldvae", "dra")
+
+pytestmark = pytest.mark.filterwarnings("ignore:no integration scores")  # without scib-metrics
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +84,7 @@ def pca_of(adata: AnnData, n_latent: int) -> NDArray[np.floating]:
 def every_model() -> tuple[AnnData, pd.DataFrame]:
     """Return cells in two batches, and the table of all built-in models on them."""
     adata = datasets.synthetic(n_cells=150, n_genes=40, n_types=3, n_batches=2, seed=0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "no integration scores")  # where scib-metrics is absent
-        return adata, compare(adata, ALL, batch_key="batch", seeds=[3], name="made up")
+    return adata, compare(adata, ALL, batch_key="batch", seeds=[3], name="made up")
 
 
 def test_rows_of_built_in_models(every_model: tuple[AnnData, pd.DataFrame]) -> None:
