@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# tests run in several processes: threads of their own would only wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quiet() -> None:
-    """Keep the trainers' remarks out of the report, and the two cores free of contention."""
+    """Keep the trainers' remarks out of the report."""
     for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
