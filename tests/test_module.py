@@ -219,6 +219,17 @@ def test_matching_sees_batches() -> None:
     assert all(before[name] != after[name] for name in before)
 
 
+def test_data_are_matched_on_a_quarter_of_the_minibatch() -> None:
+    module, tensors = build(), minibatch(160)
+    (inference, generative, _), tensors = run(module, tensors)
+    before = module.matching(tensors, inference, generative, 0.0, 1.0)["data_divergence"]
+    tensors[REGISTRY_KEYS.X_KEY][40:] += 5
+    after = module.matching(tensors, inference, generative, 0.0, 1.0)["data_divergence"]
+    assert after == before
+    tensors[REGISTRY_KEYS.X_KEY][39] += 5
+    assert module.matching(tensors, inference, generative, 0.0, 1.0)["data_divergence"] != before
+
+
 def test_hidden_layers_of_unequal_width() -> None:
     module = build(n_hidden=[10, 6])
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
