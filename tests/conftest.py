@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# tests run in several processes: threads of their own would only wait for one another
+# tests run in several processes: threads of their own would only wait for one another; numba, once
+# it starts its threads, sets the number for torch as well
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
 import torch
