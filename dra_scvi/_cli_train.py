@@ -23,6 +23,7 @@ from dra_scvi._cli_common import (
     output_option,
     warn,
 )
+from dra_scvi._cli_config import CommaSeparated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,7 @@ __all__ = ["train"]
 PUBLISHED_DIMENSIONS = (2, 10, 20)
 
 
-class Widths(click.ParamType):
+class Widths(CommaSeparated):
     """Widths of hidden layers: ``128``, or ``512,512``."""
 
     name = "widths"
@@ -55,10 +56,6 @@ class Widths(click.ParamType):
         if not widths or min(widths) < 1:
             self.fail(f"{value!r} is not a list of widths such as 128 or 512,512.", param, ctx)
         return widths
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Show how several layers are written."""
-        return "N[,N...]"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -171,8 +172,8 @@ def test_help_has_example_and_common_options(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
     assert f"Example: dra-scvi {command}" in result.stdout
-    for option in ("--seed", "--threads", "--accelerator", "--quiet", "--debug", "--json"):
-        assert option in result.stdout
+    for option in ("seed", "threads", "accelerator", "quiet", "debug", "json", "config"):
+        assert f"--{option}" in result.stdout
 
 
 def test_help_names_the_default_prior() -> None:
@@ -262,7 +263,14 @@ def test_train_streams(trained: Path) -> None:
     assert f"{figures['leiden']['ari']:.3f}" in table
     lines = (trained / "stderr").read_text().splitlines()
     assert lines[0] == f"training on {N_CELLS} cells and {N_GENES} genes"
-    assert [line.split()[0] for line in lines[1:]] == ["wrote"] * 3
+    assert lines[1] == f"training for {EPOCHS} epochs on cpu, learning rate 0.001, of the " + (
+        "discriminators 0.0001"
+    )
+    assert re.fullmatch(
+        rf"minibatches of {BATCH_SIZE} cells come from counts in memory \(CSR, 0\.\d MB\)",
+        lines[2],
+    )
+    assert [line.split()[0] for line in lines[3:]] == ["wrote"] * 3
 
 
 def test_train_twice_gives_equal_bytes(trained: Path, other_process: OtherProcess) -> None:
@@ -797,7 +805,7 @@ def test_benchmark_figures_and_streams(compared: Path) -> None:
             assert f"{row['difference']:+.3f}" in shown
     lines = (compared / "stderr").read_text().splitlines()
     assert len(lines) == 10
-    assert lines[0].startswith(f"cells: pca, k=2, seed 0: NMI {table['nmi'][0]:.3f} (")
+    assert lines[0].startswith(f"cells: pca, k=2, seed 0: NMI {table['nmi'][0]:.3f} in ")
     assert [line.split()[0] for line in lines[8:]] == ["wrote", "wrote"]
 
 
@@ -847,7 +855,7 @@ def test_benchmark_says_which_runs_failed(
     args = benchmark_args(source, tmp_path / "table.csv", models="pca,dra", seeds=1)
     shown = invoke(*args)
     assert shown.exit_code == 0
-    assert "cells: dra, k=2, seed 0: failed: TrainingDivergedError: " in shown.stderr
+    assert "cells: dra, k=2, seed 0 failed: TrainingDivergedError: " in shown.stderr
     assert "dra-scvi: warning: 2 of 4 runs failed; the first: Training" in shown.stderr
     assert "DRA (2 failed)" in shown.stdout
     dra = json.loads(invoke(*args, "--json", "-").stdout)["summary"][1]
