@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from docutils import nodes
-from docutils.parsers.rst import roles
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 # Sphinx reads what lies below its own folder only
@@ -52,9 +53,11 @@ if os.environ.get("DRA_SCVI_DOCS_ONLINE"):
     }
 
 
-def _cite(name: str, rawtext: str, text: str, *_: Any, **__: Any) -> tuple[list[nodes.Node], list]:
+def _cite(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Show a reference of scvi-tools' docstrings by its key; its bibliography is not ours."""
-    return [nodes.Text(f"[{text}]")], []
+    lines[:] = [re.sub(r":cite:p:`(\w+)`", r"[\1]", line) for line in lines]
 
 
-roles.register_local_role("cite:p", _cite)
+def setup(app: Sphinx) -> None:
+    """Let docstrings be put right before they are read."""
+    app.connect("autodoc-process-docstring", _cite)
