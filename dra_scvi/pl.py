@@ -88,7 +88,7 @@ PANELS = (
         "Kullback-Leibler",
         "nats per cell",
         ("kl_local",),
-        "Peaks early, drops as the prior starts,\nthen steady. At 0, codes hold nothing.",
+        "Rises, may drop where the prior starts,\nthen steady. At 0, codes hold nothing.",
     ),
 )
 
@@ -347,7 +347,7 @@ def _draw_differences(axes: Axes, pairs: Mapping[str, pd.DataFrame], names: Sequ
         )
         single = n_pairs == 1
         [points] = axes.plot(middle[single], heights[single], color=colour, linestyle="")
-        points.set(marker=marker, markersize=5, markerfacecolor="white")
+        points.set(marker=marker, markersize=5, markerfacecolor="white", zorder=3)
 
 
 def _effect(differences: pd.DataFrame) -> _Effect:
