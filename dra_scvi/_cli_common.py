@@ -122,15 +122,19 @@ def _quiet_libraries() -> Iterator[None]:
 
 
 class _Lines(logging.Handler):
-    """Says what this package logs, a line each."""
+    """Says what this package logs, a line each, and each line once."""
 
     def __init__(self, common: Common) -> None:
         super().__init__(logging.INFO)
         self.common = common
+        self.seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message in the manner of the other lines."""
         text = one_line(record.getMessage())
+        if text in self.seen:
+            return
+        self.seen.add(text)
         if record.levelno >= logging.WARNING:
             warn(text)
         else:

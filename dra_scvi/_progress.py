@@ -19,12 +19,15 @@ class ProgressLines(Callback):
 
     Parameters
     ----------
-    every_seconds
-        Least time between two lines about the progress.
+    first_seconds
+        Least time to the first line about the progress; to every next one it is twice as long, up
+        to `MOST_SECONDS`.
     """
 
-    def __init__(self, every_seconds: float = 10.0) -> None:
-        self.every_seconds = every_seconds
+    MOST_SECONDS = 120.0
+
+    def __init__(self, first_seconds: float = 10.0) -> None:
+        self._wait = first_seconds
         self._first_epoch = 0
         self._start = self._last = 0.0
 
@@ -48,9 +51,9 @@ class ProgressLines(Callback):
         """Say how far training is, once in a while; the last epoch's metrics are known by now."""
         now = time.monotonic()
         done = trainer.current_epoch - self._first_epoch
-        if not done or now - self._last < self.every_seconds or _has_bar(trainer):
+        if not done or now - self._last < self._wait or _has_bar(trainer):
             return
-        self._last = now
+        self._last, self._wait = now, min(2 * self._wait, self.MOST_SECONDS)
         pace = (now - self._start) / done
         left = pace * (_epochs(trainer) - trainer.current_epoch)
         loss = trainer.callback_metrics.get("train_loss")

@@ -309,6 +309,22 @@ def test_train_uses_layer_and_batches(source: Path, trained: Path, tmp_path: Pat
     assert not np.allclose(one.obsm["X_dra"], other.obsm["X_dra"])
 
 
+def test_train_on_variable_genes_keeps_the_others(source: Path, tmp_path: Path) -> None:
+    args = train_args(tmp_path, source, **{"n-genes": 12, "model-dir": tmp_path / "model"})
+    result = invoke(*args)
+    assert result.exit_code == 0, result.stderr
+    assert "kept 12 of 30 genes" in result.stderr
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").n_vars == N_GENES
+    info = json.loads(invoke("info", tmp_path / "model", "--json", "-").stdout)
+    assert info["model"]["n_genes"] == 12
+    result = invoke(
+        "embed", source, "--model", tmp_path / "model", "--output", tmp_path / "b.h5ad"
+    )
+    assert result.exit_code == 0, result.stderr
+    one, other = (anndata.read_h5ad(tmp_path / name) for name in ("out.h5ad", "b.h5ad"))
+    np.testing.assert_allclose(one.obsm["X_dra"], other.obsm["X_dra"], atol=1e-5)
+
+
 def test_json_to_stdout_is_alone_there(source: Path, trained: Path, tmp_path: Path) -> None:
     result = invoke(*train_args(tmp_path, source, json="-"))
     assert result.stdout == (trained / "out.json").read_text()
