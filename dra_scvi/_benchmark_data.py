@@ -171,6 +171,32 @@ def log_normalised(counts: AnnData) -> AnnData:
     return logs
 
 
+def variable_genes(
+    adata: AnnData, n_genes: int, batch_key: str | None = None, layer: str | None = None
+) -> list[str]:
+    """Name the genes that vary most, by `seurat_v3`, or by variance where that is not possible.
+
+    Parameters
+    ----------
+    adata
+        Raw counts of ``(n_cells, n_genes)``.
+    n_genes
+        Number of genes to name.
+    batch_key
+        Column of ``adata.obs`` with batches, within which genes are ranked.
+    layer
+        Layer that holds the counts; `None` for ``adata.X``.
+
+    Examples
+    --------
+    >>> import dra_scvi
+    >>> len(variable_genes(dra_scvi.datasets.synthetic(n_cells=90, n_genes=30), n_genes=9))
+    9
+    """
+    counts = _bare_counts(adata, [batch_key], layer)
+    return list(_select_genes(counts, n_genes, batch_key, "input")[0].var_names)
+
+
 def _bare_counts(adata: AnnData, columns: list[str | None], layer: str | None) -> AnnData:
     import anndata
     import pandas as pd

@@ -18,6 +18,7 @@ from scvi.train import TrainingPlan
 
 from dra_scvi._exceptions import TrainingDivergedError, TrainingInterruptedError
 from dra_scvi._io import atomic_path
+from dra_scvi._progress import ProgressLines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -277,9 +278,9 @@ class ResumablePlan(TrainingPlan):
         self._checkpoint = checkpoint
 
     def configure_callbacks(self) -> list[Callback]:
-        """Attach the callback that saves, if there is one, and the one that goes back."""
+        """Attach the callbacks that say how it goes, go back and, if there is one, save."""
         saves = [] if self._checkpoint is None else [self._checkpoint]
-        return [LastGoodState(), *saves]
+        return [ProgressLines(), LastGoodState(), *saves]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the loss of a minibatch that is not trained on.

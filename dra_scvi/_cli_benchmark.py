@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dra_scvi._cli_common import PATH, Common, Result, command, warn
+from dra_scvi._cli_config import CommaSeparated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,10 +35,11 @@ ASKED = {"n_latent": "n_latent", "seeds": "seed"}
 DESCRIPTION = ("dataset", "n_cells", "n_genes", "n_types", "gene_selection", "fingerprint")
 
 
-class Models(click.ParamType):
+class Models(CommaSeparated):
     """Names of models: ``pca,scvi,dra``."""
 
     name = "models"
+    metavar = "NAME[,NAME...]"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -54,12 +56,8 @@ class Models(click.ParamType):
             self.fail(str(error), param, ctx)
         return names
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Show how several models are written."""
-        return "NAME[,NAME...]"
 
-
-class Dimensions(click.ParamType):
+class Dimensions(CommaSeparated):
     """Numbers of dimensions: ``2,10,20``."""
 
     name = "dimensions"
@@ -77,10 +75,6 @@ class Dimensions(click.ParamType):
         if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
             self.fail(f"{value!r} is not a list of dimensions such as 2,10,20.", param, ctx)
         return numbers
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Show how several dimensions are written."""
-        return "N[,N...]"
 
 
 @dataclass(frozen=True)
@@ -227,7 +221,7 @@ def _run(request: BenchmarkRequest, common: Common) -> pd.DataFrame:
     from dra_scvi._io import read_input
 
     tables = []
-    report = _Report(common)
+    report = _Report()
     try:
         for path in request.input_paths:
             adata = read_input(path)
@@ -256,18 +250,13 @@ def _run(request: BenchmarkRequest, common: Common) -> pd.DataFrame:
 
 
 class _Report:
-    """Says what each run gave, and counts those that were there before."""
+    """Counts the runs that were there before; of the others the log tells."""
 
-    def __init__(self, common: Common) -> None:
-        self.common, self.kept = common, 0
+    def __init__(self) -> None:
+        self.kept = 0
 
     def __call__(self, row: Mapping[str, Any], is_kept: bool) -> None:
-        if is_kept:
-            self.kept += 1
-            return
-        run = f"{row['dataset']}: {row['model']}, k={row['n_latent']}, seed {row['seed']}"
-        result = f"NMI {row['nmi']:.3f}" if row["status"] == "ok" else f"failed: {row['status']}"
-        self.common.say(f"{run}: {result} ({row['seconds']:.1f} s)")
+        self.kept += is_kept
 
 
 def _result(table: pd.DataFrame, request: BenchmarkRequest, common: Common) -> Result:

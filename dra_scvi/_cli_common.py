@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from dra_scvi._cli_config import config_option
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
@@ -119,6 +121,45 @@ def _quiet_libraries() -> Iterator[None]:
         logging.disable(level)
 
 
+class _Lines(logging.Handler):
+    """Says what this package logs, a line each, and each line once."""
+
+    def __init__(self, common: Common) -> None:
+        super().__init__(logging.INFO)
+        self.common = common
+        self.seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message in the manner of the other lines."""
+        text = one_line(record.getMessage())
+        if text in self.seen:
+            return
+        self.seen.add(text)
+        if record.levelno >= logging.WARNING:
+            warn(text)
+        else:
+            self.common.say(text[:1].lower() + text[1:].rstrip("."))
+
+
+@contextlib.contextmanager
+def _own_log(common: Common) -> Iterator[None]:
+    """Say on stderr what this package logs, also while other libraries are kept silent."""
+    logger = logging.getLogger("dra_scvi")
+    handler, level, propagate = _Lines(common), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    # logging.disable, which silences the others, would silence this one too
+    logger.isEnabledFor = lambda level: level >= logger.level  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del logger.isEnabledFor
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
 @contextlib.contextmanager
 def _limited_threads(threads: int) -> Iterator[None]:
     """Limit PyTorch, the BLAS libraries and numba."""
@@ -204,6 +245,7 @@ def _common_options() -> list[click.Option]:
         ),
         click.Option(["--quiet"], is_flag=True, help="No progress on stderr."),
         click.Option(["--debug"], is_flag=True, help="Show traces and all libraries' messages."),
+        config_option(),
     ]
 
 
@@ -238,6 +280,8 @@ def _session(common: Common) -> Iterator[None]:
         stack.enter_context(contextlib.redirect_stdout(chatter))
         if not common.debug:
             stack.enter_context(_quiet_libraries())
+        if not common.quiet:
+            stack.enter_context(_own_log(common))
         if common.threads is not None:
             stack.enter_context(_limited_threads(common.threads))
         try:

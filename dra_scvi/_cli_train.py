@@ -23,6 +23,7 @@ from dra_scvi._cli_common import (
     output_option,
     warn,
 )
+from dra_scvi._cli_config import CommaSeparated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 PUBLISHED_DIMENSIONS = (2, 10, 20)
+MANY_GENES, ENOUGH_GENES = 5_000, 2_000
 
 
-class Widths(click.ParamType):
+class Widths(CommaSeparated):
     """Widths of hidden layers: ``128``, or ``512,512``."""
 
     name = "widths"
@@ -56,10 +58,6 @@ class Widths(click.ParamType):
             self.fail(f"{value!r} is not a list of widths such as 128 or 512,512.", param, ctx)
         return widths
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Show how several layers are written."""
-        return "N[,N...]"
-
 
 @dataclass(frozen=True)
 class TrainRequest:
@@ -71,6 +69,7 @@ class TrainRequest:
     layer: str | None
     batch_key: str | None
     label_key: str | None
+    n_genes: int | None
     n_latent: int
     preset: str | None
     max_epochs: int | None
@@ -163,6 +162,11 @@ class TrainRequest:
 @click.option("--layer", help="Layer that holds the counts; X without it.")
 @click.option("--batch-key", help="Column of obs with batches to integrate.")
 @click.option("--label-key", help="Column of obs with cell types, to score the embedding.")
+@click.option(
+    "--n-genes",
+    type=click.IntRange(min=2),
+    help="Train on this number of the most variable genes only.",
+)
 @click.option(
     "--n-latent",
     type=click.IntRange(min=1),
@@ -266,9 +270,13 @@ def _check_trainable(adata: AnnData, request: TrainRequest) -> None:
 def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
     """Train on the counts of `adata`, and add what came of it."""
     from dra_scvi import tl
+    from dra_scvi._benchmark_data import variable_genes
 
     _announce(adata, request, common)
     work = bare(adata, request.layer, [request.batch_key] if request.batch_key else [])
+    if request.n_genes is not None:
+        genes = variable_genes(work, request.n_genes, request.batch_key, request.layer)
+        work = work[:, genes].copy()
     model = tl.dra(
         work,
         layer=request.layer,
@@ -299,7 +307,10 @@ def _announce(adata: AnnData, request: TrainRequest, common: Common) -> None:
         common.say(f"no checkpoint at {request.checkpoint}: starting from the beginning")
     elif found:
         common.say(f"not going on from {request.checkpoint}, which takes --resume")
-    common.say(f"training on {adata.n_obs} cells and {adata.n_vars} genes")
+    n_genes = min(adata.n_vars, request.n_genes or adata.n_vars)
+    common.say(f"training on {adata.n_obs} cells and {n_genes} genes")
+    if n_genes > MANY_GENES:
+        common.say(f"with so many genes this takes long; --n-genes {ENOUGH_GENES} is faster")
 
 
 def _score_training(
@@ -328,6 +339,7 @@ def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> di
     preset = presets.published(request.n_latent).train if request.preset else {}
     settings = {
         "n_latent": request.n_latent,
+        "n_genes": request.n_genes,
         "preset": request.preset,
         "seed": common.seed,
         "max_epochs": model.trainer.max_epochs,

@@ -28,7 +28,7 @@ __all__ = ["BUILT_IN", "Contender", "Embedded", "Task", "resolve"]
 Embed = Callable[["AnnData", int, int], "ArrayLike"]
 
 DIGEST_BYTES = 6
-TALKATIVE = ("lightning.pytorch", "lightning.fabric", "scvi")
+TALKATIVE = ("lightning.pytorch", "lightning.fabric", "scvi", "dra_scvi")
 
 
 @dataclass(frozen=True)

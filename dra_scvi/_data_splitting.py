@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from scvi import settings
+from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
 from torch.utils.data import RandomSampler
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
     from torch import Tensor
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dra_scvi")
 
 # share of an accelerator's free memory that the counts may take: networks and workspace need some
 _DEVICE_SHARE = 0.6
@@ -45,6 +45,11 @@ class Rows(ABC):
     @abstractmethod
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index`, shape ``(n_cells,)``, as a dense tensor."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """How the matrix is held, and in how much memory."""
 
     def project(self, index: Tensor, weight: Tensor, log1p: bool) -> Tensor:
         """Rows at `index`, or their log1p, times `weight`, shape ``(n_genes, n_hidden)``."""
@@ -67,6 +72,12 @@ class DenseRows(Rows):
         self.matrix = matrix
         self.dtype = dtype
 
+    @property
+    def description(self) -> str:
+        """How the matrix is held, and in how much memory."""
+        kind = str(self.matrix.dtype).removeprefix("torch.")
+        return f"dense {kind}, {_megabytes(self.matrix)}"
+
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index` as a dense tensor."""
         index = index.to(self.matrix.device, non_blocking=True)
@@ -86,6 +97,12 @@ class SparseRows(Rows):
 
     def __init__(self, matrix: sp.csr_matrix) -> None:
         self.matrix = matrix
+
+    @property
+    def description(self) -> str:
+        """How the matrix is held, and in how much memory."""
+        arrays = self.matrix.data, self.matrix.indices, self.matrix.indptr
+        return f"CSR, {_megabytes(*arrays)}"
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index` as a dense tensor."""
@@ -125,6 +142,11 @@ class DeviceSparseRows(Rows):
         self.columns = torch.from_numpy(matrix.indices.astype(np.int32)).to(device)
         self.values = torch.from_numpy(narrow(matrix.data)).to(device)
 
+    @property
+    def description(self) -> str:
+        """How the matrix is held, and in how much memory."""
+        return f"CSR, {_megabytes(self.start, self.columns, self.values)}"
+
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index`, which lies on the host, as a dense tensor on the device."""
         device = self.values.device
@@ -144,6 +166,10 @@ class DeviceSparseRows(Rows):
             position
         ].float()
         return rows
+
+
+def _megabytes(*arrays: Tensor | NDArray[Any]) -> str:
+    return f"{sum(array.nbytes for array in arrays) / 1e6:,.1f} MB"
 
 
 def narrow(values: NDArray[Any]) -> NDArray[Any]:
@@ -332,14 +358,21 @@ class DataSplitter(UpstreamDataSplitter):
 
     @cached_property
     def _rows(self) -> dict[str, Rows] | None:
+        device = self.trainer.strategy.root_device if self.trainer is not None else None
+        accelerator = device if device is not None and device.type == "cuda" else None
+        rows = resident_rows(self.adata_manager, accelerator) if self._may_be_resident else None
+        source = "scvi-tools' loader"
+        if rows is not None:
+            place = accelerator or "memory"
+            source = f"counts in {place} ({rows[REGISTRY_KEYS.X_KEY].description})"
+        logger.info("Minibatches of %d cells come from %s.", self._batch_size, source)
+        return rows
+
+    @property
+    def _may_be_resident(self) -> bool:
+        """Whether nothing was asked for that takes scvi-tools' loader."""
         options = dict(self.data_loader_kwargs)
         options.pop("batch_size", None)
         in_one_process = not options.pop("distributed_sampler", False)
-        if options or not in_one_process or self.load_sparse_tensor or settings.dl_num_workers:
-            return None
-        device = self.trainer.strategy.root_device if self.trainer is not None else None
-        accelerator = device if device is not None and device.type == "cuda" else None
-        rows = resident_rows(self.adata_manager, accelerator)
-        where = "through scvi-tools' loader" if rows is None else f"from {device or 'memory'}"
-        logger.info("Minibatches come %s.", where)
-        return rows
+        in_this_process = not settings.dl_num_workers and in_one_process
+        return not options and in_this_process and not self.load_sparse_tensor

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_genes", "check_structure", "validate_counts", "validate_keys"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dra_scvi")
 
 BLOCK_ROWS = 4096
 BLOCK_ENTRIES = 2**24

@@ -111,6 +111,9 @@ def program(ctx: click.Context) -> None:
     INPUT is an .h5ad file, a zarr store of an AnnData, a 10x .h5 file, or a folder with one .mtx
     and labels.txt, and holds raw counts. Start with "dra-scvi demo".
 
+    Every command takes its options from a YAML file as well (--config). For completion in bash:
+    eval "$(_DRA_SCVI_COMPLETE=bash_source dra-scvi)"; zsh and fish have the same.
+
     Exit codes: 0 done, 2 wrong usage, 65 bad data, 66 missing input, 70 training diverged, 73
     output exists, 130 and 143 interrupted.
     """

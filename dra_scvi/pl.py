@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,10 +24,19 @@ __all__ = ["benchmark", "embedding", "training"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# For more categories: with Tol's wine, olive and indigo; then after Krzywinski.
+MORE_COLOURS = (
+    (*COLOURS, "#882255", "#999933", "#332288"),
+    ("#9F0162", "#009F81", "#FF5AAF", "#00D9B2", "#8400CD", "#008DF9")
+    + ("#7CC8F9", "#FFB2FD", "#5C0A1B", "#E20134", "#FF6E3A", "#FFC33B"),
+    ("#68023F", "#008169", "#EF0096", "#00C29F", "#FFB8D2", "#003C86", "#9400E6", "#009FFA")
+    + ("#D86AF9", "#6FDDD8", "#6A0213", "#008607", "#F60239", "#7BBF00", "#F2C200"),
+)
 MISSING_COLOUR = "#D3D3D3"
 DOTS_PER_INCH = 150
 POINTS_PER_INCH = 72
 CURVES_PANEL = (4.2, 3.2)  # width and height in inches
+GUIDE_HEIGHT = 0.5  # inches below a panel
 EMBEDDING_PANEL = (3.4, 3.2)
 SIDE = 1.0  # inches at the right, at least
 COVERED = 1 / 8  # share of a panel that the dots would cover if none overlapped
@@ -39,6 +48,7 @@ COMPARISON_SIZE = (5.0, 0.9)  # inches: width, and height without rows
 ROW_HEIGHT = 0.2  # inches for each baseline of each data set
 ROW_PART = 0.5  # of the distance between data sets, filled by the baselines of one
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # told apart without colours
+BAND_COLOUR = "#F2F2F2"
 ALL_DATA_SETS = "all data sets"
 METRIC_TITLES = {
     "nmi": "NMI (k-means)",
@@ -48,26 +58,55 @@ METRIC_TITLES = {
     "integration_total": "integration score",
 }
 
-# Title, y label, and how the keys of a panel begin.
+NAMES = {
+    "elbo": "negative ELBO",
+    "reconstruction_loss": "reconstruction",
+    "latent_divergence": "codes and prior",
+    "data_divergence": "means and data",
+    "kl_local": "KL of codes",
+    "kl_weight": "weight of KL",
+}
+SUFFIXES = {"_train": "", "_validation": ", held out"}
+START = 0.03  # share of the epochs whose heights do not set the scale
+GUIDE_COLOUR = "#595959"
+
+# Title, y label, how the keys of a panel begin, and what a training that went well looks like.
 PANELS = (
-    ("Loss", "nats per cell", ("elbo", "reconstruction_loss")),
-    ("Divergence", "distance", ("latent_divergence", "data_divergence")),
-    ("Kullback-Leibler", "nats per cell", ("kl_local",)),
+    (
+        "Loss",
+        "nats per cell",
+        ("elbo", "reconstruction_loss"),
+        "Falls, then levels off.\nHeld out: close to training, not rising.",
+    ),
+    (
+        "Divergence",
+        "nats",
+        ("latent_divergence", "data_divergence"),
+        "Codes: stays near 0. Means and data:\nrises to at most 2, as means have no noise.",
+    ),
+    (
+        "Kullback-Leibler",
+        "nats per cell",
+        ("kl_local",),
+        "Rises, may drop where the prior starts,\nthen steady. At 0, codes hold nothing.",
+    ),
 )
 
 
 class _Effect(NamedTuple):
-    """A mean difference and its interval, which is NaN where it is not known."""
+    """A mean difference, its interval, which is NaN where it is not known, and the runs."""
 
     difference: float
     low: float
     high: float
+    n_pairs: int
 
 
 class _Panel(NamedTuple):
     title: str
     ylabel: str
     keys: list[str]
+    guide: str = ""
 
 
 def training(
@@ -76,8 +115,12 @@ def training(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
+    guide: bool = True,
 ) -> Axes | Figure | None:
     """Plot how the terms of the objective went over the epochs.
+
+    A colour for each term, dashes for the held-out cells. The first epochs, far above the rest,
+    do not set the scale.
 
     Parameters
     ----------
@@ -92,6 +135,8 @@ def training(
         is given.
     save
         Write the figure to this file.
+    guide
+        Write below each panel what a training that went well looks like.
 
     Returns
     -------
@@ -116,9 +161,13 @@ def training(
     if ax is not None:
         panels = [_merge(panels)]
     show = _resolve_show(show, ax, save)
-    figure, grid = _axes(1, len(panels), CURVES_PANEL, ax, show)
+    width, height = CURVES_PANEL
+    height += GUIDE_HEIGHT * any(panel.guide for panel in panels) * guide
+    figure, grid = _axes(1, len(panels), (width, height), ax, show)
     for panel, axes in zip(panels, grid[0], strict=True):
         _draw_curves(axes, history, panel)
+        if guide and panel.guide:
+            _write_below(axes, panel.guide)
     return _finish(figure, grid, show, save)
 
 
@@ -129,6 +178,7 @@ def embedding(
     titles: Sequence[str] | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
+    legend: Literal["right", "on data"] = "right",
 ) -> Axes | Figure | None:
     """Scatter cells in the first two dimensions of embeddings, side by side.
 
@@ -147,6 +197,9 @@ def embedding(
         Show the figure. By default as ``scanpy.settings.autoshow`` says, unless `save` is given.
     save
         Write the figure to this file.
+    legend
+        Where the names of categories stand: right of the panels, or in the middle of their cells,
+        where they are told apart without colours.
 
     Returns
     -------
@@ -177,9 +230,11 @@ def embedding(
     show = _resolve_show(show, None, save)
     figure, grid = _axes(len(colors), len(names), EMBEDDING_PANEL, None, show)
     for key, row in zip(colors, grid, strict=True):
-        _draw_row(adata, key, points, row)
+        _draw_row(adata, key, points, row, legend)
     for label, axes in zip(labels, grid[0], strict=True):
         axes.set_title(label)
+    for name, axes in zip(names, grid[-1], strict=True):
+        axes.set_xlabel(f"{_axis_name(name)} 1 and 2", fontsize="small", color=GUIDE_COLOUR)
     _widen_for_legends(figure, grid)
     return _finish(figure, grid, show, save)
 
@@ -196,7 +251,8 @@ def benchmark(
     """Plot by how much a model is ahead of others, on each data set and on all.
 
     Points are mean differences of runs paired by dimensions and seed, lines their 95% intervals
-    from a bootstrap over seeds and, for all data sets, over data sets as well. Every data set ×
+    from a bootstrap over seeds and, for all data sets, over data sets as well. A hollow point is
+    a single pair, of which there is no interval. Every data set ×
     dimension weighs the same, as in :func:`dra_scvi.benchmark.summary`.
 
     Parameters
@@ -275,50 +331,65 @@ def _draw_differences(axes: Axes, pairs: Mapping[str, pd.DataFrame], names: Sequ
         groups = [rows[rows["dataset"] == name] for name in names]
         if len(names) > 1:
             groups.append(rows)
-        effects = [_effect(group) for group in groups]
-        middle, low, high = np.array(effects).T
+        middle, low, high, n_pairs = np.array([_effect(group) for group in groups]).T
+        heights = np.arange(len(groups)) + offsets[index]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axes.errorbar(
             middle,
-            np.arange(len(groups)) + offsets[index],
+            heights,
             xerr=np.nan_to_num([middle - low, high - middle]).clip(min=0),
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
+            color=colour,
+            marker=marker,
             markersize=5,
             linestyle="",
             elinewidth=1.5,
             label=_paired.TITLES.get(baseline, baseline),
         )
+        single = n_pairs == 1
+        [points] = axes.plot(middle[single], heights[single], color=colour, linestyle="")
+        points.set(marker=marker, markersize=5, markerfacecolor="white", zorder=3)
 
 
 def _effect(differences: pd.DataFrame) -> _Effect:
     if differences.empty:
-        return _Effect(*[float("nan")] * 3)
+        return _Effect(np.nan, np.nan, np.nan, 0)
     cells = differences.groupby(_paired.CELL)["difference"].mean()
-    return _Effect(float(cells.mean()), *_paired.interval(differences))
+    return _Effect(float(cells.mean()), *_paired.interval(differences), len(differences))
 
 
 def _label_differences(axes: Axes, names: Sequence[str], model: str, metric: str) -> None:
-    """Name what is drawn; a line sets all data sets apart from each."""
+    """Name what is drawn; bands group the rows, a line sets all data sets apart from each."""
     labels = [str(name) for name in names]
+    for row in range(0, len(names), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color=BAND_COLOUR, linewidth=0, zorder=-1)
     if len(names) > 1:
-        axes.axhline(len(names) - 0.5, color=MISSING_COLOUR, linewidth=0.8)
+        axes.axhline(len(names) - 0.5, color="black", linewidth=0.8)
         labels.append(ALL_DATA_SETS)
     axes.axvline(0, color="black", linewidth=0.8, zorder=0)
     axes.set_yticks(range(len(labels)), labels)
+    if len(names) > 1:
+        axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.set_ylim(len(labels) - 0.5, -0.5)
     title = _paired.TITLES.get(model, model)
     metric = METRIC_TITLES.get(metric, metric)
     axes.set_xlabel(f"difference in {metric}, 95% interval\n{title} is ahead right of 0")
     axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_formatter(_signed)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.legend(
         title=f"{title} minus",
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
         frameon=False,
         fontsize="small",
+        alignment="left",
     )
+
+
+def _signed(value: float, _: float) -> str:
+    """Write a difference with its sign, which 0 has not."""
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if abs(value) > 1e-12 else "0"
 
 
 def _history(model_or_history: Any) -> dict[str, pd.Series]:
@@ -345,8 +416,8 @@ def _panels(history: Mapping[str, pd.Series], keys: Sequence[str] | None) -> lis
         panels = [_Panel("Training", "value", list(keys))]
     else:
         panels = [
-            _Panel(title, ylabel, [key for key in history if key.startswith(prefixes)])
-            for title, ylabel, prefixes in PANELS
+            _Panel(title, ylabel, _terms_first(history, prefixes), guide)
+            for title, ylabel, prefixes, guide in PANELS
         ]
     panels = [panel for panel in panels if panel.keys]
     if not panels:
@@ -362,6 +433,16 @@ def _merge(panels: Sequence[_Panel]) -> _Panel:
     return _Panel("Training", "value", [key for panel in panels for key in panel.keys])
 
 
+def _terms_first(history: Mapping[str, pd.Series], prefixes: tuple[str, ...]) -> list[str]:
+    """Keys of a panel by term, in the order of the panel; training before held-out cells."""
+    keys = [key for prefix in prefixes for key in history if key.startswith(prefix)]
+    return sorted(keys, key=lambda key: (keys.index(_first_of(keys, key)), "_valid" in key))
+
+
+def _first_of(keys: Sequence[str], key: str) -> str:
+    return next(other for other in keys if _term(other) == _term(key))
+
+
 def _draw_curves(axes: Axes, history: Mapping[str, pd.Series], panel: _Panel) -> None:
     """Draw one line for each key: a colour for each term, dashes for the held-out cells."""
     from matplotlib.ticker import MaxNLocator
@@ -373,19 +454,53 @@ def _draw_curves(axes: Axes, history: Mapping[str, pd.Series], panel: _Panel) ->
             curve.index.to_numpy(),
             curve.to_numpy(),
             color=COLOURS[terms.index(_term(key)) % len(COLOURS)],
-            linestyle="--" if key.endswith("_validation") else "-",
+            linestyle=(0, (3, 1.5)) if key.endswith("_validation") else "-",
             linewidth=1.5,
             marker="o" if len(curve) == 1 else None,
-            label=key.replace("_", " "),
+            label=_label(key),
         )
     axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
     axes.spines[["top", "right"]].set_visible(False)
+    _leave_out_start(axes, [history[key] for key in panel.keys])
     axes.legend(frameon=False, fontsize="small")
+
+
+def _write_below(axes: Axes, text: str) -> None:
+    """Write below the label of the x axis, in points from the axes so that nothing overlaps."""
+    axes.annotate(
+        text,
+        (0.5, 0),
+        (0, -38),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize="small",
+        color=GUIDE_COLOUR,
+    )
+
+
+def _leave_out_start(axes: Axes, curves: Sequence[pd.Series]) -> None:
+    """Set the upper limit by what comes after the first epochs, where those stand out."""
+    later = [curve.iloc[round(START * len(curve)) :] for curve in curves]
+    values = np.concatenate([curve[np.isfinite(curve)] for curve in later])
+    whole = axes.get_ylim()
+    if not values.size or np.ptp(values) == 0:
+        return
+    top = values.max() + 0.08 * np.ptp(values)
+    if whole[1] - whole[0] > 1.3 * (top - whole[0]):
+        axes.set_ylim(top=top)
 
 
 def _term(key: str) -> str:
     return key.removesuffix("_train").removesuffix("_validation")
+
+
+def _label(key: str) -> str:
+    """Name a term as a reader would, and the cells where they are held out."""
+    term = _term(key)
+    return NAMES.get(term, term.replace("_", " ")) + SUFFIXES.get(key.removeprefix(term), "")
 
 
 def _basis_key(adata: AnnData, key: str) -> str:
@@ -393,6 +508,13 @@ def _basis_key(adata: AnnData, key: str) -> str:
         if name in adata.obsm:
             return name
     raise KeyError(unknown_key("basis", key, "a key of adata.obsm", adata.obsm.keys()))
+
+
+def _axis_name(name: str) -> str:
+    """Name the axes of an embedding after the method that its key tells of."""
+    methods = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PC"}
+    found = [title for key, title in methods.items() if key in name.lower()]
+    return found[0] if found else name.removeprefix("X_")
 
 
 def _points(adata: AnnData, name: str) -> NDArray[np.floating[Any]]:
@@ -406,7 +528,11 @@ def _points(adata: AnnData, name: str) -> NDArray[np.floating[Any]]:
 
 
 def _draw_row(
-    adata: AnnData, key: str | None, points: Sequence[NDArray[Any]], row: NDArray[Any]
+    adata: AnnData,
+    key: str | None,
+    points: Sequence[NDArray[Any]],
+    row: NDArray[Any],
+    legend: Literal["right", "on data"],
 ) -> None:
     """Draw every embedding in the colours of one column, and one legend at the right."""
     if key is None:
@@ -415,7 +541,7 @@ def _draw_row(
     elif _is_numeric(adata.obs[key]):
         _draw_numeric(adata.obs[key], key, points, row)
     else:
-        _draw_categories(adata, key, points, row)
+        _draw_categories(adata, key, points, row, legend)
 
 
 def _is_numeric(column: pd.Series) -> bool:
@@ -444,27 +570,42 @@ def _draw_numeric(
 
 
 def _draw_categories(
-    adata: AnnData, key: str, points: Sequence[NDArray[Any]], row: NDArray[Any]
+    adata: AnnData,
+    key: str,
+    points: Sequence[NDArray[Any]],
+    row: NDArray[Any],
+    legend: Literal["right", "on data"],
 ) -> None:
     """Draw cells in their order, those without a category beneath."""
     from matplotlib.colors import to_rgba_array
-    from matplotlib.lines import Line2D
 
     column = adata.obs[key].astype("category").cat.remove_unused_categories()
     names = [str(name) for name in column.cat.categories]
     palette = _palette(adata, key, column)
     codes = column.cat.codes.to_numpy()
+    if legend == "on data":
+        for axes, xy in zip(row, points, strict=True):
+            _name_on_data(axes, xy, codes, names)
+        row[-1].set_ylabel(key, rotation=270, va="bottom")
+        row[-1].yaxis.set_label_position("right")
     if (codes < 0).any():
         names, palette = [*names, "missing"], [*palette, MISSING_COLOUR]
     order = np.argsort(codes >= 0, kind="stable")
     colours = to_rgba_array(palette)[codes[order]]
     for axes, xy in zip(row, points, strict=True):
         _scatter(axes, xy[order], c=colours, alpha=CATEGORY_ALPHA)
+    if legend == "right":
+        _add_legend(row[-1], key, names, palette)
+
+
+def _add_legend(axes: Axes, key: str, names: Sequence[str], palette: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=name)
         for name, colour in zip(names, palette, strict=True)
     ]
-    row[-1].legend(
+    axes.legend(
         handles=handles,
         title=key,
         loc="center left",
@@ -473,7 +614,24 @@ def _draw_categories(
         frameon=False,
         fontsize="small",
         handletextpad=0.2,
+        alignment="left",
     )
+
+
+def _name_on_data(
+    axes: Axes, xy: NDArray[Any], codes: NDArray[np.integer], names: Sequence[str]
+) -> None:
+    """Write the name of each category on the cell that is nearest to the middle of its cells."""
+    from matplotlib.patheffects import withStroke
+
+    for code, name in enumerate(names):
+        cells = xy[codes == code]
+        middle = np.median(cells, axis=0)
+        x, y = cells[np.argmin(np.square(cells - middle).sum(1))]
+        outline = [withStroke(linewidth=2.5, foreground="white")]
+        axes.text(
+            x, y, name, ha="center", va="center", fontsize="small", path_effects=outline, zorder=3
+        )
 
 
 def _widen_for_legends(figure: Figure, grid: NDArray[Any]) -> None:
@@ -496,7 +654,8 @@ def _palette(adata: AnnData, key: str, column: pd.Series) -> list[str]:
 def _distinct_colours(number: int) -> list[str]:
     from scanpy.plotting import palettes
 
-    for colours in (COLOURS, palettes.default_20, palettes.default_28, palettes.default_102):
+    scanpys = (palettes.default_20, palettes.default_28, palettes.default_102)
+    for colours in (COLOURS, *MORE_COLOURS, *scanpys):
         if number <= len(colours):
             return list(colours[:number])
     return [palettes.default_102[i % 102] for i in range(number)]
@@ -515,6 +674,7 @@ def _scatter(axes: Axes, xy: NDArray[Any], **colour: Any) -> None:
         **colour,
     )
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(linewidth=0.6, color=GUIDE_COLOUR)
 
 
 def _dot_area(n_cells: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -171,8 +172,8 @@ def test_help_has_example_and_common_options(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
     assert f"Example: dra-scvi {command}" in result.stdout
-    for option in ("--seed", "--threads", "--accelerator", "--quiet", "--debug", "--json"):
-        assert option in result.stdout
+    for option in ("seed", "threads", "accelerator", "quiet", "debug", "json", "config"):
+        assert f"--{option}" in result.stdout
 
 
 def test_help_names_the_default_prior() -> None:
@@ -262,7 +263,14 @@ def test_train_streams(trained: Path) -> None:
     assert f"{figures['leiden']['ari']:.3f}" in table
     lines = (trained / "stderr").read_text().splitlines()
     assert lines[0] == f"training on {N_CELLS} cells and {N_GENES} genes"
-    assert [line.split()[0] for line in lines[1:]] == ["wrote"] * 3
+    assert lines[1] == f"training for {EPOCHS} epochs on cpu, learning rate 0.001, of the " + (
+        "discriminators 0.0001"
+    )
+    assert re.fullmatch(
+        rf"minibatches of {BATCH_SIZE} cells come from counts in memory \(CSR, 0\.\d MB\)",
+        lines[2],
+    )
+    assert [line.split()[0] for line in lines[3:]] == ["wrote"] * 3
 
 
 def test_train_twice_gives_equal_bytes(trained: Path, other_process: OtherProcess) -> None:
@@ -299,6 +307,22 @@ def test_train_uses_layer_and_batches(source: Path, trained: Path, tmp_path: Pat
     assert figures["input"]["batch_key"] == "batch"
     one, other = (anndata.read_h5ad(folder / "out.h5ad") for folder in (trained, tmp_path))
     assert not np.allclose(one.obsm["X_dra"], other.obsm["X_dra"])
+
+
+def test_train_on_variable_genes_keeps_the_others(source: Path, tmp_path: Path) -> None:
+    args = train_args(tmp_path, source, **{"n-genes": 12, "model-dir": tmp_path / "model"})
+    result = invoke(*args)
+    assert result.exit_code == 0, result.stderr
+    assert "kept 12 of 30 genes" in result.stderr
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").n_vars == N_GENES
+    info = json.loads(invoke("info", tmp_path / "model", "--json", "-").stdout)
+    assert info["model"]["n_genes"] == 12
+    result = invoke(
+        "embed", source, "--model", tmp_path / "model", "--output", tmp_path / "b.h5ad"
+    )
+    assert result.exit_code == 0, result.stderr
+    one, other = (anndata.read_h5ad(tmp_path / name) for name in ("out.h5ad", "b.h5ad"))
+    np.testing.assert_allclose(one.obsm["X_dra"], other.obsm["X_dra"], atol=1e-5)
 
 
 def test_json_to_stdout_is_alone_there(source: Path, trained: Path, tmp_path: Path) -> None:
@@ -797,7 +821,7 @@ def test_benchmark_figures_and_streams(compared: Path) -> None:
             assert f"{row['difference']:+.3f}" in shown
     lines = (compared / "stderr").read_text().splitlines()
     assert len(lines) == 10
-    assert lines[0].startswith(f"cells: pca, k=2, seed 0: NMI {table['nmi'][0]:.3f} (")
+    assert lines[0].startswith(f"cells: pca, k=2, seed 0: NMI {table['nmi'][0]:.3f} in ")
     assert [line.split()[0] for line in lines[8:]] == ["wrote", "wrote"]
 
 
@@ -847,7 +871,7 @@ def test_benchmark_says_which_runs_failed(
     args = benchmark_args(source, tmp_path / "table.csv", models="pca,dra", seeds=1)
     shown = invoke(*args)
     assert shown.exit_code == 0
-    assert "cells: dra, k=2, seed 0: failed: TrainingDivergedError: " in shown.stderr
+    assert "cells: dra, k=2, seed 0 failed: TrainingDivergedError: " in shown.stderr
     assert "dra-scvi: warning: 2 of 4 runs failed; the first: Training" in shown.stderr
     assert "DRA (2 failed)" in shown.stdout
     dra = json.loads(invoke(*args, "--json", "-").stdout)["summary"][1]

@@ -106,9 +106,9 @@ def test_training_panels(history: dict[str, pd.DataFrame]) -> None:
     figure = pl.training(history, show=False)
     assert isinstance(figure, Figure)
     loss, divergence, kl = figure.axes
-    assert labels(loss) == ["elbo train", "elbo validation", "reconstruction loss train"]
-    assert labels(divergence) == ["latent divergence train", "data divergence train"]
-    assert labels(kl) == ["kl local train"]
+    assert labels(loss) == ["negative ELBO", "negative ELBO, held out", "reconstruction"]
+    assert labels(divergence) == ["codes and prior", "means and data"]
+    assert labels(kl) == ["KL of codes"]
     assert [axes.get_title() for axes in figure.axes] == [
         "Loss",
         "Divergence",
@@ -116,7 +116,30 @@ def test_training_panels(history: dict[str, pd.DataFrame]) -> None:
     ]
     assert legend_texts(loss) == labels(loss)
     assert loss.get_xlabel() == "epoch"
+    assert [text.get_text() for text in loss.texts] == [pl.PANELS[0][3]]
     assert loss.get_ylabel() == "nats per cell"
+    plain = pl.training(history, show=False, guide=False)
+    assert [len(axes.texts) for axes in plain.axes] == [0] * 3
+    assert plain.get_figheight() < figure.get_figheight()
+
+
+def test_training_first_epochs_do_not_set_the_scale() -> None:
+    falling = [1_000.0, *np.linspace(700, 600, 99)]
+    history = {"elbo_train": curve("elbo_train", falling)}
+    axes = pl.training(history, show=False)
+    assert 700 < axes.get_ylim()[1] < 720
+    assert axes.get_ylim()[0] < 600
+    steady = {"elbo_train": curve("elbo_train", list(np.linspace(700, 600, 100)))}
+    assert pl.training(steady, show=False).get_ylim()[1] > 700
+
+
+def test_training_orders_lines_by_term(history: dict[str, pd.DataFrame]) -> None:
+    backwards = dict(reversed(history.items()))
+    assert labels(pl.training(backwards, show=False).axes[0]) == [
+        "negative ELBO",
+        "negative ELBO, held out",
+        "reconstruction",
+    ]
 
 
 def test_training_values(history: dict[str, pd.DataFrame]) -> None:
@@ -138,8 +161,8 @@ def test_training_model_and_single_panel() -> None:
 
 def test_training_keys(history: dict[str, pd.DataFrame]) -> None:
     axes = pl.training(history, keys=["kl_weight", "elbo_train"], show=False)
-    assert labels(axes) == ["kl weight", "elbo train"]
-    assert labels(pl.training(history, keys="kl_weight", show=False)) == ["kl weight"]
+    assert labels(axes) == ["weight of KL", "negative ELBO"]
+    assert labels(pl.training(history, keys="kl_weight", show=False)) == ["weight of KL"]
 
 
 def test_training_given_axes(history: dict[str, pd.DataFrame]) -> None:
@@ -273,6 +296,23 @@ def test_embedding_categories(adata: AnnData) -> None:
     assert colours[1:] == [to_rgba(pl.COLOURS[i], 0.8) for i in (0, 1, 0, 1, 0)]
 
 
+def test_embedding_names_on_data(adata: AnnData) -> None:
+    axes = pl.embedding(adata, color="kind", show=False, legend="on data")
+    assert axes.get_legend() is None
+    assert axes.get_ylabel() == "kind"
+    a, b = axes.texts
+    assert (a.get_text(), b.get_text()) == ("a", "b")
+    cells = adata.obsm["X_umap"][adata.obs["kind"].to_numpy() == "b"]
+    assert any(np.allclose(b.get_position(), cell) for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("basis", "expected"), [("X_umap", "UMAP 1 and 2"), ("X_dra", "dra 1 and 2")]
+)
+def test_embedding_axes_are_named(basis: str, expected: str, adata: AnnData) -> None:
+    assert pl.embedding(adata, basis, show=False).get_xlabel() == expected
+
+
 def test_embedding_stored_colours(adata: AnnData) -> None:
     adata.uns["kind_colors"] = np.array(["#ff0000", "#00ff00", "#0000ff"])
     (points,) = pl.embedding(adata, color="kind", show=False).collections
@@ -389,6 +429,17 @@ def test_benchmark_of_one_data_set_and_one_seed(compared: pd.DataFrame) -> None:
     np.testing.assert_allclose(axes.containers[0][0].get_xdata(), [0.15])
     [segment] = axes.containers[0][2][0].get_segments()
     np.testing.assert_allclose(segment[:, 0], [0.15, 0.15])
+
+
+def test_benchmark_marks_single_runs(compared: pd.DataFrame) -> None:
+    one = compared[(compared["dataset"] == "b") | (compared["n_latent"] == 2)]
+    one = one[(one["dataset"] == "b") | (one["seed"] == 0)]
+    hollow = [
+        line
+        for line in pl.benchmark(one, baselines="pca", show=False).get_lines()
+        if line.get_markerfacecolor() == "white"
+    ]
+    assert [list(line.get_xdata()) for line in hollow] == [[pytest.approx(0.1)]]
 
 
 def test_benchmark_of_other_models_and_metrics(compared: pd.DataFrame) -> None:

@@ -1,0 +1,63 @@
+"""Sphinx: README, tutorials as they are stored, and the docstrings of every public name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+# Sphinx reads what lies below its own folder only
+shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", dirs_exist_ok=True)
+
+project = metadata("dra_scvi")["Name"]
+release = version = metadata("dra_scvi")["Version"]
+author = copyright = "The dra_scvi developers"
+html_title = f"{project} {release}"
+html_theme = "furo"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["build"]
+
+nb_execution_mode = "off"  # the tests run them
+myst_heading_anchors = 3
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+autodoc_typehints = "none"  # they are in the signature
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+# links into other projects take a network: DRA_SCVI_DOCS_ONLINE=1
+if os.environ.get("DRA_SCVI_DOCS_ONLINE"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "anndata": ("https://anndata.readthedocs.io/en/stable", None),
+        "matplotlib": ("https://matplotlib.org/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "pandas": ("https://pandas.pydata.org/docs", None),
+        "python": ("https://docs.python.org/3", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable", None),
+        "scvi": ("https://docs.scvi-tools.org/en/stable", None),
+    }
+
+
+def _cite(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """Show a reference of scvi-tools' docstrings by its key; its bibliography is not ours."""
+    lines[:] = [re.sub(r":cite:p:`(\w+)`", r"[\1]", line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    """Let docstrings be put right before they are read."""
+    app.connect("autodoc-process-docstring", _cite)
