@@ -649,7 +649,7 @@ def _read_mtx(path: Path) -> sparse.csr_matrix:
     from scipy.io import mmread
 
     try:
-        counts = sparse.csr_matrix(mmread(path), dtype=np.float32)
+        counts = sparse.csr_matrix(mmread(path, spmatrix=True), dtype=np.float32)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a Matrix Market file: {error}") from error
     _check_counts(counts, where=str(path))
