@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -874,7 +875,7 @@ def test_a_model_for_the_hub(pair: tuple[SCVI, DRA], tmp_path: Path) -> None:
     model, folder = pair[1], str(tmp_path / "model")
     model.save(folder, save_anndata=True)
     metadata = HubMetadata.from_dir(
-        folder, anndata_version=anndata.__version__, model_parent_module="dra_scvi"
+        folder, anndata_version=version("anndata"), model_parent_module="dra_scvi"
     )
     card = hub.ModelCard("---\nlicense: cc-by-4.0\n---\n# DRA of synthetic cells\n")
     HubModel(folder, metadata=metadata, model_card=card).save()

@@ -123,7 +123,8 @@ def test_discriminators_and_prior_sit_out_in_a_query(
     for term in ("latent_divergence_train", "data_divergence_train"):
         assert not history[term].to_numpy(float).any()
     terms = {name: float(history[name].iloc[-1, 0]) for name in ("train_loss", "elbo_train")}
-    assert terms["train_loss"] <= terms["elbo_train"]  # where the KL divergence is not all there
+    # equal where all of the KL divergence is there, but for rounding
+    assert terms["train_loss"] <= terms["elbo_train"] * (1 + 1e-6)
 
 
 def test_an_unfrozen_query_plays_the_whole_game(reference_cells: AnnData, query: AnnData) -> None:
