@@ -22,8 +22,10 @@ from matplotlib.figure import Figure
 from dra_scvi import pl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
 
 PNG = b"\x89PNG"
 
@@ -296,14 +298,13 @@ def test_embedding_categories(adata: AnnData) -> None:
     assert colours[1:] == [to_rgba(pl.COLOURS[i], 0.8) for i in (0, 1, 0, 1, 0)]
 
 
-def test_embedding_names_on_data(adata: AnnData) -> None:
-    axes = pl.embedding(adata, color="kind", show=False, legend="on data")
-    assert axes.get_legend() is None
-    assert axes.get_ylabel() == "kind"
-    a, b = axes.texts
-    assert (a.get_text(), b.get_text()) == ("a", "b")
+def test_embedding_numbered(adata: AnnData) -> None:
+    axes = pl.embedding(adata, color="kind", show=False, legend="numbered")
+    assert legend_texts(axes) == ["1  a", "2  b", "missing"]
+    first, second = axes.texts
+    assert (first.get_text(), second.get_text()) == ("1", "2")
     cells = adata.obsm["X_umap"][adata.obs["kind"].to_numpy() == "b"]
-    assert any(np.allclose(b.get_position(), cell) for cell in cells)
+    assert any(np.allclose(second.get_position(), cell) for cell in cells)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +337,47 @@ def test_embedding_as_many_colours_as_categories(number: int) -> None:
     assert legend_texts(axes) == names
     distinct = np.unique(axes.collections[0].get_facecolors(), axis=0)
     assert len(distinct) == min(number, 102)
+
+
+# Machado, Oliveira & Fernandes, IEEE TVCG 15 (2009) 1291, severity 1, on linear RGB
+SIGHTS = {
+    "normal": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+def lab(colours: Sequence[str], sight: ArrayLike) -> NDArray[np.float64]:
+    """Return what is seen of sRGB colours as CIELAB, whose distances are those of sight."""
+    rgb = np.array([to_rgba(colour)[:3] for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.asarray(sight).T, 0, 1)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750]]
+    to_xyz += [[0.0193339, 0.1191920, 0.9503041]]
+    xyz = seen @ np.transpose(to_xyz) / [0.95047, 1.0, 1.08883]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_colours_are_told_apart_by_every_sight(sight: str) -> None:
+    for colours, least in ((pl.COLOURS, 15), (pl.MORE_COLOURS, 12)):
+        points = lab([*colours, pl.MISSING_COLOUR], SIGHTS[sight])
+        distances = np.linalg.norm(points[:, None] - points, axis=2)
+        assert distances[np.triu_indices(len(points), 1)].min() > least
 
 
 def test_embedding_numbers_are_drawn_from_missing_to_high(adata: AnnData) -> None:
