@@ -86,6 +86,9 @@ class TrainRequest:
     divergence: str | None
     metrics_log: Path | None
     resume: bool
+    devices: int
+    nodes: int
+    out_of_core: bool | None
 
     MODEL = (
         "n_hidden",
@@ -108,6 +111,10 @@ class TrainRequest:
                     option = name.replace("_", "-")
                     raise click.UsageError(f"--{option} needs --preset published.")
             return
+        if self.devices * self.nodes > 1:
+            raise click.UsageError("--preset published runs on one device.")
+        if self.out_of_core:
+            raise click.UsageError("--out-of-core cannot be chosen with --preset published.")
         if self.n_latent not in PUBLISHED_DIMENSIONS:
             raise click.UsageError(
                 f"--preset published takes --n-latent 2, 10 or 20, not {self.n_latent}."
@@ -153,6 +160,8 @@ class TrainRequest:
             kwargs["plan_kwargs"] = self.plan_kwargs
         if self.batch_size is not None:
             kwargs["batch_size"] = self.batch_size
+        if self.devices * self.nodes > 1:
+            kwargs |= {"devices": self.devices, "num_nodes": self.nodes}
         return kwargs
 
 
@@ -211,6 +220,25 @@ class TrainRequest:
 @click.option(
     "--metrics-log", type=PATH, metavar="FILE", help="Append settings and NMI to this text file."
 )
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Devices, or processes on a CPU, that share the cells.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Machines with so many devices each, under torchrun or Slurm.",
+)
+@click.option(
+    "--out-of-core/--in-memory",
+    default=None,
+    help="Leave the counts in their file; default: where they would fill half of the memory.",
+)
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted run stopped.")
 def train(common: Common, **options: Any) -> Result:
     """Train DR-A on INPUT and write its cells with their embedding.
@@ -220,6 +248,9 @@ def train(common: Common, **options: Any) -> Result:
 
     A run that is stopped by SIGINT or SIGTERM leaves a checkpoint beside OUT.h5ad; the same
     command with --resume goes on from there.
+
+    Counts that do not fit in memory stay in INPUT, an .h5ad or zarr store with cells in rows
+    (CSR). With --devices 2 two processes train on half of the cells each.
 
     Example: dra-scvi train cells.h5ad --output out.h5ad --label-key cell_type
     """
