@@ -38,6 +38,7 @@ __all__ = [
     "command",
     "effective_prior",
     "input_argument",
+    "is_first_process",
     "one_line",
     "output_option",
     "warn",
@@ -137,6 +138,11 @@ def _limited_threads(threads: int) -> Iterator[None]:
         numba.set_num_threads(before[1])
 
 
+def is_first_process() -> bool:
+    """Whether this is no process that Lightning has started beside another."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def warn(text: str) -> None:
     click.echo(f"{PROGRAM}: warning: {text}", err=True)
 
@@ -155,7 +161,7 @@ class Common:
 
     def say(self, text: str) -> None:
         """Tell how far the work is."""
-        if not self.quiet:
+        if not self.quiet and is_first_process():
             click.echo(text, err=True)
 
     @property
@@ -207,10 +213,13 @@ def _common_options() -> list[click.Option]:
     ]
 
 
-def command(name: str) -> Callable[[Callable[..., Result]], click.Command]:
-    """Make a command of a function that takes :class:`Common` and returns :class:`Result`."""
+def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command]:
+    """Make a command of a function that takes :class:`Common` and returns :class:`Result`.
 
-    def decorate(function: Callable[..., Result]) -> click.Command:
+    Or `None`, where there is nothing to tell.
+    """
+
+    def decorate(function: Callable[..., Result | None]) -> click.Command:
         @functools.wraps(function)
         def run(**options: Any) -> None:
             common = Common(**{field.name: options.pop(field.name) for field in fields(Common)})
@@ -219,7 +228,8 @@ def command(name: str) -> Callable[[Callable[..., Result]], click.Command]:
                     if common.json not in (None, "-"):
                         common.check_output(Path(str(common.json)))
                     result = function(common, **options)
-                _emit(name, result, common)
+                if result is not None:
+                    _emit(name, result, common)
 
         made = click.command(name)(run)
         made.params.extend(_common_options())

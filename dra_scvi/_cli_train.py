@@ -240,7 +240,7 @@ class TrainRequest:
     help="Leave the counts in their file; default: where they would fill half of the memory.",
 )
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted run stopped.")
-def train(common: Common, **options: Any) -> Result:
+def train(common: Common, **options: Any) -> Result | None:
     """Train DR-A on INPUT and write its cells with their embedding.
 
     OUT.h5ad is INPUT with the embedding in obsm["X_dra"] and the settings in uns["dra"]. With
@@ -262,6 +262,8 @@ def train(common: Common, **options: Any) -> Result:
     adata = read_input(request.input_path)
     _check_trainable(adata, request)
     model = _fit(adata, request, common)
+    if not model.trainer.is_global_zero:
+        return None  # of several processes the first one writes
     scores, cells = _score_training(adata, request, common)
     figures: dict[str, Any] = {
         "input": {

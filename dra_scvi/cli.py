@@ -24,6 +24,7 @@ from dra_scvi._cli_common import (
     command,
     effective_prior,
     input_argument,
+    is_first_process,
     one_line,
     output_option,
 )
@@ -66,7 +67,8 @@ class Program(click.Group):
             code = super().main(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the one place where errors become exit codes
             code = exit_code(error)
-            click.echo(f"{PROGRAM}: error: {_message(error)}", err=True)
+            if is_first_process():
+                click.echo(f"{PROGRAM}: error: {_message(error)}", err=True)
         sys.exit(code if isinstance(code, int) else 0)
 
 
