@@ -40,8 +40,11 @@ __all__ = [
     "input_argument",
     "is_first_process",
     "one_line",
+    "out_of_core_option",
     "output_option",
+    "read_or_open",
     "warn",
+    "write_cells",
 ]
 
 PROGRAM = "dra-scvi"
@@ -325,6 +328,39 @@ def output_option() -> Callable[[Any], Any]:
         metavar="OUT.h5ad",
         help="Where INPUT is written with its embedding.",
     )
+
+
+def out_of_core_option() -> Callable[[Any], Any]:
+    return click.option(
+        "--out-of-core/--in-memory",
+        default=None,
+        help="Leave the counts in their file; default: where they would fill half of the memory.",
+    )
+
+
+def read_or_open(
+    path: Path, layer: str | None, out_of_core: bool | None, common: Common
+) -> tuple[AnnData, bool]:
+    """Read INPUT, or leave its counts where they are, and say which."""
+    from dra_scvi._io import read_input
+    from dra_scvi._out_of_core import open_stored, stays_in_file
+
+    if not stays_in_file(path, out_of_core):
+        return read_input(path), False
+    common.say(f"counts stay in {path}")
+    return open_stored(path, layer), True
+
+
+def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common) -> None:
+    """Write INPUT with what was added to it; of `source`, where its counts are still there."""
+    from dra_scvi._io import write_h5ad
+    from dra_scvi._out_of_core import write_copy
+
+    if source is None:
+        write_h5ad(adata, path)
+    else:
+        write_copy(source, adata, path)
+    common.say(f"wrote {path}")
 
 
 def check_labels(adata: AnnData, label_key: str | None) -> None:

@@ -20,8 +20,11 @@ from dra_scvi._cli_common import (
     effective_prior,
     input_argument,
     one_line,
+    out_of_core_option,
     output_option,
+    read_or_open,
     warn,
+    write_cells,
 )
 
 if TYPE_CHECKING:
@@ -234,11 +237,7 @@ class TrainRequest:
     show_default=True,
     help="Machines with so many devices each, under torchrun or Slurm.",
 )
-@click.option(
-    "--out-of-core/--in-memory",
-    default=None,
-    help="Leave the counts in their file; default: where they would fill half of the memory.",
-)
+@out_of_core_option()
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted run stopped.")
 def train(common: Common, **options: Any) -> Result | None:
     """Train DR-A on INPUT and write its cells with their embedding.
@@ -254,12 +253,11 @@ def train(common: Common, **options: Any) -> Result | None:
 
     Example: dra-scvi train cells.h5ad --output out.h5ad --label-key cell_type
     """
-    from dra_scvi._io import read_input
-
     request = TrainRequest(**options)
     request.check_usage()
     request.check_outputs(common)
-    adata = read_input(request.input_path)
+    wanted = False if request.preset else request.out_of_core
+    adata, is_stored = read_or_open(request.input_path, request.layer, wanted, common)
     _check_trainable(adata, request)
     model = _fit(adata, request, common)
     if not model.trainer.is_global_zero:
@@ -279,7 +277,10 @@ def train(common: Common, **options: Any) -> Result | None:
     }
     if scores:
         figures["cells"] = cells
-    _write_training(adata, model, request, common)
+    if request.model_dir is not None:
+        model.save(str(request.model_dir), overwrite=common.force)
+        common.say(f"wrote {request.model_dir}")
+    write_cells(adata, request.output, request.input_path if is_stored else None, common)
     _log_metrics(figures, request)
     title = f"{cells} cells of {request.input_path.name}"
     return Result(figures, title, clustering_rows(scores) if scores else ())
@@ -371,16 +372,6 @@ def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> di
         "prior": effective_prior(chosen),
     }
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
-
-
-def _write_training(adata: AnnData, model: DRA, request: TrainRequest, common: Common) -> None:
-    from dra_scvi._io import write_h5ad
-
-    if request.model_dir is not None:
-        model.save(str(request.model_dir), overwrite=common.force)
-        common.say(f"wrote {request.model_dir}")
-    write_h5ad(adata, request.output)
-    common.say(f"wrote {request.output}")
 
 
 def _log_metrics(figures: Mapping[str, Any], request: TrainRequest) -> None:
