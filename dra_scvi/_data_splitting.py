@@ -137,12 +137,11 @@ class StoredRows(Rows):
     def hold(self, index: Tensor) -> tuple[Rows, Tensor]:
         """Read rows into memory."""
         read = read_rows(self.matrix, index.numpy())
-        if sp.issparse(read):
-            read.sum_duplicates()
-            rows: Rows = SparseRows(read)
-        else:
-            rows = DenseRows(torch.from_numpy(np.asarray(read, np.float32)), torch.float32)
-        return rows, torch.arange(len(index))
+        place = torch.arange(len(index))
+        if isinstance(read, np.ndarray):
+            return DenseRows(torch.from_numpy(read.astype(np.float32)), torch.float32), place
+        read.sum_duplicates()
+        return SparseRows(read), place
 
     def project(self, index: Tensor, weight: Tensor, log1p: bool) -> Tensor:
         """Rows at `index`, or their log1p, times `weight`."""
@@ -384,6 +383,10 @@ class DataSplitter(UpstreamDataSplitter):
     Loading in workers and sparse tensors keep scvi-tools' own loader. The name is upstream's
     because its check of early stopping goes by it.
     """
+
+    train_idx: NDArray[np.integer]
+    val_idx: NDArray[np.integer]
+    test_idx: NDArray[np.integer]
 
     def setup(self, stage: str | None = None) -> None:
         """Split the cells, in several processes as the first one does."""
