@@ -72,9 +72,21 @@ def read_rows(matrix: Any, index: NDArray[np.int64]) -> sparse.csr_matrix | NDAr
 def _read_stretch(matrix: Any, rows: NDArray[np.int64]) -> sparse.csr_matrix | NDArray[Any]:
     """Read ascending rows with what lies between them, and keep those."""
     first, last = int(rows[0]), int(rows[-1])
-    stretch = matrix[first : last + 1]
+    if isinstance(matrix, CSRDataset):
+        stretch = _read_csr(matrix, first, last + 1)
+    else:
+        stretch = matrix[first : last + 1]
     if hasattr(stretch, "compute"):
         stretch = stretch.compute()
     if sparse.issparse(stretch):
         stretch = sparse.csr_matrix(stretch)
     return stretch if len(rows) == last + 1 - first else stretch[rows - first]
+
+
+def _read_csr(matrix: CSRDataset, start: int, stop: int) -> sparse.csr_matrix:
+    """Read neighbouring rows; anndata's own slice takes ten times as long over so few."""
+    group = matrix.group
+    starts = group["indptr"][start : stop + 1].astype(np.int64)
+    values = slice(int(starts[0]), int(starts[-1]))
+    parts = group["data"][values], group["indices"][values], starts - starts[0]
+    return sparse.csr_matrix(parts, shape=(stop - start, matrix.shape[1]))
