@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from scvi.train import TrainingPlan
 
+from dra_scvi._distributed import failing_together, gathered, highest
 from dra_scvi._exceptions import TrainingDivergedError, TrainingInterruptedError
 from dra_scvi._io import atomic_path
 from dra_scvi._progress import ProgressLines
@@ -92,14 +93,17 @@ class InterruptCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where it is time to, and stop where that was asked for."""
-        is_due = time.monotonic() - self._last_save > self.every_seconds
-        if self.signum is None and not is_due:
+        # what one process was told, or is due for, all do
+        signum = highest(self.signum or 0, trainer)
+        is_due = highest(time.monotonic() - self._last_save > self.every_seconds, trainer)
+        if not signum and not is_due:
             return
-        with atomic_path(self.path) as partial:
+        writes = trainer.is_global_zero
+        with atomic_path(self.path) if writes else contextlib.nullcontext(self.path) as partial:
             trainer.save_checkpoint(partial)
         self._last_save = time.monotonic()
-        if self.signum is not None:
-            raise TrainingInterruptedError(self.signum, trainer.current_epoch + 1, self.path)
+        if signum:
+            raise TrainingInterruptedError(signum, trainer.current_epoch + 1, self.path)
 
 
 def check_checkpoint(path: Path, module: torch.nn.Module) -> None:
@@ -165,10 +169,11 @@ class LastGoodState(Checkpoint):
         }
         if "validation_loss" in trainer.callback_metrics:
             sums["validation_loss"] = trainer.callback_metrics["validation_loss"]
-        for term, value in sums.items():
-            if not torch.isfinite(value):
-                step = trainer.fit_loop.batch_idx
-                raise TrainingDivergedError(term, trainer.current_epoch, step)
+        with failing_together(trainer):
+            for term, value in sums.items():
+                if not torch.isfinite(value):
+                    step = trainer.fit_loop.batch_idx
+                    raise TrainingDivergedError(term, trainer.current_epoch, step)
         self._keep(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -179,9 +184,10 @@ class LastGoodState(Checkpoint):
         TrainingDivergedError
             When the loss of the last minibatch is no longer finite.
         """
-        if self._batch is not None and not self._is_finite(pl_module):
-            last = max(trainer.current_epoch - 1, 0)
-            raise TrainingDivergedError("train_loss", last, trainer.fit_loop.batch_idx)
+        with failing_together(trainer):
+            if self._batch is not None and not self._is_finite(pl_module):
+                last = max(trainer.current_epoch - 1, 0)
+                raise TrainingDivergedError("train_loss", last, trainer.fit_loop.batch_idx)
         self._batch = None
         self._state.clear()
 
@@ -290,27 +296,45 @@ class ResumablePlan(TrainingPlan):
         TrainingDivergedError
             When no distribution can be built for it.
         """
-        with refused_as_diverged("validation_loss", self.current_epoch, batch_idx):
+        diverged = refused_as_diverged("validation_loss", self.current_epoch, batch_idx)
+        with self.together(), diverged:
             super().validation_step(batch, batch_idx)
 
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Let processes fail together, where asking after each other does not stall a device."""
+        if self._trainer is None or self.device.type != "cpu":
+            return contextlib.nullcontext()
+        return failing_together(self._trainer)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the random state, in plain types that can be loaded without running code."""
-        name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-        version, internal, gauss = random.getstate()
-        checkpoint["random_state"] = {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": (str(name), np.asarray(keys).tolist(), *rest),
-            "python": (version, list(internal), gauss),
-        }
+        """Add the random state of every process."""
+        checkpoint["random_state"], *others = gathered(_random_state(), self.trainer)
+        checkpoint["random_states_of_others"] = others
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the random state: here, since the loader's iterator draws from it next."""
-        state = checkpoint["random_state"]
-        torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-        name, keys, *rest = state["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
+        states = [checkpoint["random_state"], *checkpoint.get("random_states_of_others", [])]
+        # one that was not there before takes the first one's, and differs from it by its cells
+        _set_random_state(states[self.global_rank if self.global_rank < len(states) else 0])
+
+
+def _random_state() -> dict[str, Any]:
+    """Collect the random state, in plain types that can be loaded without running code."""
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (str(name), np.asarray(keys).tolist(), *rest),
+        "python": (version, list(internal), gauss),
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -10,6 +10,7 @@ import click
 
 from dra_scvi._cli_common import PATH, Common, Result, command, warn
 from dra_scvi._cli_config import CommaSeparated
+from dra_scvi._parallel import check_ray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -92,6 +93,7 @@ class BenchmarkRequest:
     n_genes: int | None
     max_epochs: int | None
     quick: bool
+    parallel: int
 
     SET_BY_QUICK = ("n_latent", "seeds", "max_epochs")
 
@@ -101,6 +103,10 @@ class BenchmarkRequest:
             if self.quick and getattr(self, name) is not None:
                 option = name.replace("_", "-")
                 raise click.UsageError(f"--quick sets --{option}: leave one of them out.")
+        try:
+            check_ray(self.parallel)
+        except ImportError as error:
+            raise click.UsageError(f"--parallel {self.parallel}: {error}") from error
         names = [self.name(path) for path in self.input_paths]
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated is not None:
@@ -160,6 +166,13 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     "--quick",
     is_flag=True,
     help="A look in minutes: 1,000 cells, 10 dimensions, one seed, 50 epochs.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs at a time, each in a process of one thread; more than 1 need Ray.",
 )
 @click.option(
     "--output",
@@ -237,6 +250,7 @@ def _run(request: BenchmarkRequest, common: Common) -> pd.DataFrame:
                     overwrite=common.force,
                     accelerator=common.accelerator,
                     progress=common.shows_bar,
+                    parallel=request.parallel,
                     on_row=report,
                 )
             tables.append(table)

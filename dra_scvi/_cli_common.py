@@ -40,9 +40,13 @@ __all__ = [
     "command",
     "effective_prior",
     "input_argument",
+    "is_first_process",
     "one_line",
+    "out_of_core_option",
     "output_option",
+    "read_or_open",
     "warn",
+    "write_cells",
 ]
 
 PROGRAM = "dra-scvi"
@@ -178,6 +182,11 @@ def _limited_threads(threads: int) -> Iterator[None]:
         numba.set_num_threads(before[1])
 
 
+def is_first_process() -> bool:
+    """Whether this is no process that Lightning has started beside another."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def warn(text: str) -> None:
     click.echo(f"{PROGRAM}: warning: {text}", err=True)
 
@@ -196,7 +205,7 @@ class Common:
 
     def say(self, text: str) -> None:
         """Tell how far the work is."""
-        if not self.quiet:
+        if not self.quiet and is_first_process():
             click.echo(text, err=True)
 
     @property
@@ -249,10 +258,13 @@ def _common_options() -> list[click.Option]:
     ]
 
 
-def command(name: str) -> Callable[[Callable[..., Result]], click.Command]:
-    """Make a command of a function that takes :class:`Common` and returns :class:`Result`."""
+def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command]:
+    """Make a command of a function that takes :class:`Common` and returns :class:`Result`.
 
-    def decorate(function: Callable[..., Result]) -> click.Command:
+    Or `None`, where there is nothing to tell.
+    """
+
+    def decorate(function: Callable[..., Result | None]) -> click.Command:
         @functools.wraps(function)
         def run(**options: Any) -> None:
             common = Common(**{field.name: options.pop(field.name) for field in fields(Common)})
@@ -261,7 +273,8 @@ def command(name: str) -> Callable[[Callable[..., Result]], click.Command]:
                     if common.json not in (None, "-"):
                         common.check_output(Path(str(common.json)))
                     result = function(common, **options)
-                _emit(name, result, common)
+                if result is not None:
+                    _emit(name, result, common)
 
         made = click.command(name)(run)
         made.params.extend(_common_options())
@@ -359,6 +372,39 @@ def output_option() -> Callable[[Any], Any]:
         metavar="OUT.h5ad",
         help="Where INPUT is written with its embedding.",
     )
+
+
+def out_of_core_option() -> Callable[[Any], Any]:
+    return click.option(
+        "--out-of-core/--in-memory",
+        default=None,
+        help="Leave the counts in their file; default: where they would fill half of the memory.",
+    )
+
+
+def read_or_open(
+    path: Path, layer: str | None, out_of_core: bool | None, common: Common
+) -> tuple[AnnData, bool]:
+    """Read INPUT, or leave its counts where they are, and say which."""
+    from dra_scvi._io import read_input
+    from dra_scvi._out_of_core import open_stored, stays_in_file
+
+    if not stays_in_file(path, out_of_core):
+        return read_input(path), False
+    common.say(f"counts stay in {path}")
+    return open_stored(path, layer), True
+
+
+def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common) -> None:
+    """Write INPUT with what was added to it; of `source`, where its counts are still there."""
+    from dra_scvi._io import write_h5ad
+    from dra_scvi._out_of_core import write_copy
+
+    if source is None:
+        write_h5ad(adata, path)
+    else:
+        write_copy(source, adata, path)
+    common.say(f"wrote {path}")
 
 
 def check_labels(adata: AnnData, label_key: str | None) -> None:

@@ -20,8 +20,11 @@ from dra_scvi._cli_common import (
     effective_prior,
     input_argument,
     one_line,
+    out_of_core_option,
     output_option,
+    read_or_open,
     warn,
+    write_cells,
 )
 from dra_scvi._cli_config import CommaSeparated
 
@@ -85,6 +88,9 @@ class TrainRequest:
     divergence: str | None
     metrics_log: Path | None
     resume: bool
+    devices: int
+    nodes: int
+    out_of_core: bool | None
 
     MODEL = (
         "n_hidden",
@@ -107,6 +113,10 @@ class TrainRequest:
                     option = name.replace("_", "-")
                     raise click.UsageError(f"--{option} needs --preset published.")
             return
+        if self.devices * self.nodes > 1:
+            raise click.UsageError("--preset published runs on one device.")
+        if self.out_of_core:
+            raise click.UsageError("--out-of-core cannot be chosen with --preset published.")
         if self.n_latent not in PUBLISHED_DIMENSIONS:
             raise click.UsageError(
                 f"--preset published takes --n-latent 2, 10 or 20, not {self.n_latent}."
@@ -152,6 +162,8 @@ class TrainRequest:
             kwargs["plan_kwargs"] = self.plan_kwargs
         if self.batch_size is not None:
             kwargs["batch_size"] = self.batch_size
+        if self.devices * self.nodes > 1:
+            kwargs |= {"devices": self.devices, "num_nodes": self.nodes}
         return kwargs
 
 
@@ -215,8 +227,23 @@ class TrainRequest:
 @click.option(
     "--metrics-log", type=PATH, metavar="FILE", help="Append settings and NMI to this text file."
 )
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Devices, or processes on a CPU, that share the cells.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Machines with so many devices each, under torchrun or Slurm.",
+)
+@out_of_core_option()
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted run stopped.")
-def train(common: Common, **options: Any) -> Result:
+def train(common: Common, **options: Any) -> Result | None:
     """Train DR-A on INPUT and write its cells with their embedding.
 
     OUT.h5ad is INPUT with the embedding in obsm["X_dra"] and the settings in uns["dra"]. With
@@ -225,16 +252,20 @@ def train(common: Common, **options: Any) -> Result:
     A run that is stopped by SIGINT or SIGTERM leaves a checkpoint beside OUT.h5ad; the same
     command with --resume goes on from there.
 
+    Counts that do not fit in memory stay in INPUT, an .h5ad or zarr store with cells in rows
+    (CSR). With --devices 2 two processes train on half of the cells each.
+
     Example: dra-scvi train cells.h5ad --output out.h5ad --label-key cell_type
     """
-    from dra_scvi._io import read_input
-
     request = TrainRequest(**options)
     request.check_usage()
     request.check_outputs(common)
-    adata = read_input(request.input_path)
+    wanted = False if request.preset else request.out_of_core
+    adata, is_stored = read_or_open(request.input_path, request.layer, wanted, common)
     _check_trainable(adata, request)
     model = _fit(adata, request, common)
+    if not model.trainer.is_global_zero:
+        return None  # of several processes the first one writes
     scores, cells = _score_training(adata, request, common)
     figures: dict[str, Any] = {
         "input": {
@@ -250,7 +281,10 @@ def train(common: Common, **options: Any) -> Result:
     }
     if scores:
         figures["cells"] = cells
-    _write_training(adata, model, request, common)
+    if request.model_dir is not None:
+        model.save(str(request.model_dir), overwrite=common.force)
+        common.say(f"wrote {request.model_dir}")
+    write_cells(adata, request.output, request.input_path if is_stored else None, common)
     _log_metrics(figures, request)
     title = f"{cells} cells of {request.input_path.name}"
     return Result(figures, title, clustering_rows(scores) if scores else ())
@@ -350,16 +384,6 @@ def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> di
         "prior": effective_prior(chosen),
     }
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
-
-
-def _write_training(adata: AnnData, model: DRA, request: TrainRequest, common: Common) -> None:
-    from dra_scvi._io import write_h5ad
-
-    if request.model_dir is not None:
-        model.save(str(request.model_dir), overwrite=common.force)
-        common.say(f"wrote {request.model_dir}")
-    write_h5ad(adata, request.output)
-    common.say(f"wrote {request.output}")
 
 
 def _log_metrics(figures: Mapping[str, Any], request: TrainRequest) -> None:

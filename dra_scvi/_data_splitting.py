@@ -1,7 +1,8 @@
-"""Minibatches from counts that stay where they are: in memory, or on the accelerator that trains.
+"""Minibatches from counts that stay where they are: in memory, on the accelerator, or in a file.
 
 The split into training, validation and test cells is scvi-tools' own, as are the order of the
-minibatches under a seed and the meaning of `drop_last`.
+minibatches under a seed and the meaning of `drop_last`. Counts in a file are shuffled otherwise:
+blocks of neighbouring cells first, then the cells of as many blocks as are held at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
 from torch.utils.data import RandomSampler
 
 from dra_scvi._count_kernel import gather_rows, project_rows
+from dra_scvi._distributed import Share
 from dra_scvi._likelihood import log_counts
+from dra_scvi._stored import is_stored, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +40,9 @@ logger = logging.getLogger("dra_scvi")
 # share of an accelerator's free memory that the counts may take: networks and workspace need some
 _DEVICE_SHARE = 0.6
 _ROWS_PER_COPY = 8_192
+# neighbours in a file are read together; as many cells as are held come from 128 places in it
+_ROWS_PER_BLOCK = 128
+_ROWS_HELD = 128 * _ROWS_PER_BLOCK
 
 
 class Rows(ABC):
@@ -50,6 +56,10 @@ class Rows(ABC):
     @abstractmethod
     def description(self) -> str:
         """How the matrix is held, and in how much memory."""
+
+    def hold(self, index: Tensor) -> tuple[Rows, Tensor]:
+        """Return what to take rows at `index` from, part by part, and where they are there."""
+        return self, index
 
     def project(self, index: Tensor, weight: Tensor, log1p: bool) -> Tensor:
         """Rows at `index`, or their log1p, times `weight`, shape ``(n_genes, n_hidden)``."""
@@ -122,6 +132,45 @@ class SparseRows(Rows):
         return torch.from_numpy(product)
 
 
+class StoredRows(Rows):
+    """A matrix in a file or in chunks, of which a few stretches of rows are in memory at a time.
+
+    Examples
+    --------
+    >>> rows = StoredRows(np.array([[0, 1], [2, 0]]))
+    >>> rows.take(torch.tensor([1, 0]))
+    tensor([[2., 0.],
+            [0., 1.]])
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        self.matrix = matrix
+
+    @property
+    def description(self) -> str:
+        """How the matrix is held, and of what shape it is."""
+        return f"{type(self.matrix).__name__} of {self.matrix.shape[0]:,} cells"
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index` as a dense tensor."""
+        rows, index = self.hold(index)
+        return rows.take(index)
+
+    def hold(self, index: Tensor) -> tuple[Rows, Tensor]:
+        """Read rows into memory."""
+        read = read_rows(self.matrix, index.numpy())
+        place = torch.arange(len(index))
+        if isinstance(read, np.ndarray):
+            return DenseRows(torch.from_numpy(read.astype(np.float32)), torch.float32), place
+        read.sum_duplicates()
+        return SparseRows(read), place
+
+    def project(self, index: Tensor, weight: Tensor, log1p: bool) -> Tensor:
+        """Rows at `index`, or their log1p, times `weight`."""
+        rows, index = self.hold(index)
+        return rows.project(index, weight, log1p)
+
+
 class DeviceSparseRows(Rows):
     """A CSR matrix on an accelerator, with its row lengths on the host as well.
 
@@ -187,7 +236,7 @@ def narrow(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(np.float32)
 
 
-def resident_rows(
+def registered_rows(
     manager: AnnDataManager, device: torch.device | None = None
 ) -> dict[str, Rows] | None:
     """Return what is registered as rows to take minibatches from, or `None` if that cannot be.
@@ -202,11 +251,9 @@ def resident_rows(
 
     Returns
     -------
-    One entry per key of the registry; `None` for data on disk, arrays of other libraries, and
-    matrices that do not fit on the device.
+    One entry per key of the registry; `None` for matrices stored by column, arrays of other
+    libraries, and matrices that do not fit on the device.
     """
-    if manager.adata.isbacked:
-        return None
     dataset = manager.create_torch_dataset()
     matrices = {}
     for key, dtype in dataset.keys_and_dtypes.items():
@@ -221,6 +268,8 @@ def resident_rows(
 
 
 def _rows(matrix: Any, dtype: type, device: torch.device | None) -> Rows | None:
+    if is_stored(matrix):
+        return StoredRows(matrix)
     if isinstance(matrix, pd.DataFrame):
         matrix = matrix.to_numpy()
     if sp.issparse(matrix):
@@ -264,7 +313,8 @@ class Minibatches:
     """Minibatches of chosen cells, in the order that scvi-tools' loader takes them in.
 
     A last minibatch of one cell, from which batch normalisation cannot learn, joins the one
-    before it where the minibatches are shuffled for training.
+    before it where the minibatches are shuffled for training. Cells in a file come in ascending
+    order where they are not shuffled.
 
     Parameters
     ----------
@@ -278,6 +328,8 @@ class Minibatches:
         Whether to draw a new order for each pass, from the global random state of torch.
     drop_last
         Whether to leave out a last minibatch that is not full.
+    share
+        Which part of the cells is this process'.
 
     Examples
     --------
@@ -295,62 +347,114 @@ class Minibatches:
         batch_size: int,
         shuffle: bool = False,
         drop_last: bool = False,
+        share: Share | None = None,
     ) -> None:
         self.rows = rows
         self.indices = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
         self.shuffle = shuffle
-        n_cells = len(self.indices)
+        self.share = share or Share()
+        self.is_stored = any(isinstance(row, StoredRows) for row in rows.values())
+        if self.is_stored:
+            self.indices = self.indices.sort().values
+        n_cells = self.share.size(len(self.indices))
         edges = list(range(0, n_cells, batch_size)) + [n_cells]
         if drop_last and n_cells % batch_size:
             del edges[-1]
         elif shuffle and n_cells % batch_size == 1 and n_cells > 1:
             del edges[-2]
         self._edges = edges
+        self._n_held = max(1, _ROWS_HELD // batch_size if self.is_stored else len(self))
 
     def __len__(self) -> int:
         return max(len(self._edges) - 1, 0)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         torch.empty((), dtype=torch.int64).random_()  # torch's loader draws a seed for its workers
-        order = self.indices
-        if self.shuffle:
-            order = order[list(RandomSampler(range(len(order))))]
+        order = self._order()
         if torch.cuda.is_available():
             order = order.pin_memory()  # a copy from here does not wait for the device
-        for start, end in itertools.pairwise(self._edges):
-            yield {key: rows.take(order[start:end]) for key, rows in self.rows.items()}
+        for first in range(0, len(self), self._n_held):
+            edges = self._edges[first : first + self._n_held + 1]
+            held = order[edges[0] : edges[-1]]
+            rows = {key: row.hold(held) for key, row in self.rows.items()}
+            for start, end in itertools.pairwise(edge - edges[0] for edge in edges):
+                yield {key: row.take(index[start:end]) for key, (row, index) in rows.items()}
+
+    def _order(self) -> Tensor:
+        """Cells of this process, in the order of this pass."""
+        if not self.shuffle:
+            return self.share.of(self.indices)
+        if not self.is_stored and self.share.world_size == 1:
+            return self.indices[list(RandomSampler(range(len(self.indices))))]
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        generator = torch.Generator().manual_seed(self.share.agree(seed))
+        if not self.is_stored:
+            return self.share.of(self.indices[_permutation(len(self.indices), generator)])
+        order = self.share.of(_in_random_blocks(self.indices, generator))
+        n_cells = self._edges[min(self._n_held, len(self))]  # what is held at a time
+        parts = order.split(max(n_cells, 1))
+        return torch.cat([part[_permutation(len(part), generator)] for part in parts])
+
+
+def _permutation(number: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(number, generator=generator)
+
+
+def _in_random_blocks(cells: Tensor, generator: torch.Generator) -> Tensor:
+    """Ascending cells, the blocks of a file that they lie in shuffled."""
+    block = cells // _ROWS_PER_BLOCK
+    place = _permutation(int(block[-1]) + 1, generator)
+    return cells[place[block].argsort(stable=True)]
 
 
 class DataSplitter(UpstreamDataSplitter):
-    """scvi-tools' data splitter, with minibatches from resident data where that is possible.
+    """scvi-tools' data splitter, with minibatches of our own where that is possible.
 
-    It is possible for dense, CSR and CSC matrices in memory. Data on disk, dask arrays, several
-    processes, loading in workers and sparse tensors keep scvi-tools' own loader. The name is
-    upstream's because its check of early stopping goes by it.
+    It is possible for dense, CSR and CSC matrices in memory, and for what :func:`is_stored` knows.
+    Loading in workers and sparse tensors keep scvi-tools' own loader. The name is upstream's
+    because its check of early stopping goes by it.
     """
+
+    train_idx: NDArray[np.integer]
+    val_idx: NDArray[np.integer]
+    test_idx: NDArray[np.integer]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the cells, in several processes as the first one does."""
+        super().setup(stage)
+        if self._share.world_size > 1:
+            split = self.train_idx, self.val_idx, self.test_idx
+            self.train_idx, self.val_idx, self.test_idx = self.trainer.strategy.broadcast(split)
+
+    @property
+    def _share(self) -> Share:
+        return Share.of_trainer(self.trainer)
 
     def train_dataloader(self) -> Any:
         """Return shuffled minibatches of the training cells."""
-        resident = self._resident(self.train_idx, shuffle=True)
-        if resident is not None:
-            return resident
+        minibatches = self._minibatches(self.train_idx, shuffle=True)
+        if minibatches is not None:
+            return minibatches
         if len(self.train_idx) > self._batch_size and len(self.train_idx) % self._batch_size == 1:
             self.drop_last = True  # batch normalisation cannot learn from one cell
         return super().train_dataloader()
 
     def val_dataloader(self) -> Any:
         """Return minibatches of the validation cells."""
-        return self._resident(self.val_idx) or super().val_dataloader()
+        return self._minibatches(self.val_idx) or super().val_dataloader()
 
     def test_dataloader(self) -> Any:
         """Return minibatches of the test cells."""
-        return self._resident(self.test_idx) or super().test_dataloader()
+        return self._minibatches(self.test_idx) or super().test_dataloader()
 
-    def _resident(self, indices: NDArray[np.integer], shuffle: bool = False) -> Minibatches | None:
+    def _minibatches(
+        self, indices: NDArray[np.integer], shuffle: bool = False
+    ) -> Minibatches | None:
         if len(indices) == 0 or self._rows is None:
             return None
         drop_last = shuffle and self.drop_last
-        return Minibatches(self._rows, indices, self._batch_size, shuffle, drop_last)
+        share = self._share
+        return Minibatches(self._rows, indices, self._batch_size, shuffle, drop_last, share)
 
     @property
     def _batch_size(self) -> int:
@@ -360,10 +464,12 @@ class DataSplitter(UpstreamDataSplitter):
     def _rows(self) -> dict[str, Rows] | None:
         device = self.trainer.strategy.root_device if self.trainer is not None else None
         accelerator = device if device is not None and device.type == "cuda" else None
-        rows = resident_rows(self.adata_manager, accelerator) if self._may_be_resident else None
+        rows = registered_rows(self.adata_manager, accelerator) if self._may_be_resident else None
         source = "scvi-tools' loader"
         if rows is not None:
             place = accelerator or "memory"
+            if any(isinstance(row, StoredRows) for row in rows.values()):
+                place = "where they are stored"
             source = f"counts in {place} ({rows[REGISTRY_KEYS.X_KEY].description})"
         logger.info("Minibatches of %d cells come from %s.", self._batch_size, source)
         return rows
@@ -372,7 +478,6 @@ class DataSplitter(UpstreamDataSplitter):
     def _may_be_resident(self) -> bool:
         """Whether nothing was asked for that takes scvi-tools' loader."""
         options = dict(self.data_loader_kwargs)
-        options.pop("batch_size", None)
-        in_one_process = not options.pop("distributed_sampler", False)
-        in_this_process = not settings.dl_num_workers and in_one_process
-        return not options and in_this_process and not self.load_sparse_tensor
+        for known in ("batch_size", "distributed_sampler"):
+            options.pop(known, None)
+        return not options and not self.load_sparse_tensor and not settings.dl_num_workers

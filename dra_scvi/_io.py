@@ -40,7 +40,7 @@ ACCEPTED = (
 DETAIL_LENGTH = 160
 
 
-def read_input(path: str | Path) -> AnnData:
+def read_input(path: str | Path, reader: Callable[[Path], AnnData] | None = None) -> AnnData:
     """Read cells by genes from any of the accepted kinds.
 
     Parameters
@@ -48,6 +48,8 @@ def read_input(path: str | Path) -> AnnData:
     path
         An ``.h5ad``, a zarr store of an AnnData, a 10x ``.h5`` (gene names are made unique), or a
         folder with an ``.mtx`` and ``labels.txt``.
+    reader
+        What reads it; `None` for the one of its kind.
 
     Raises
     ------
@@ -61,7 +63,8 @@ def read_input(path: str | Path) -> AnnData:
         raise FileNotFoundError(_missing(path))
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes); expected {ACCEPTED}.")
-    kind, reader = _reader(path)
+    kind, usual_reader = _reader(path)
+    reader = reader or usual_reader
     try:
         adata = reader(path)
     except (ImportError, MemoryError, PermissionError):

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import logsigmoid
 
+from dra_scvi._distributed import log_mean_exp
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
 
-def bhattacharyya(h_real: Tensor, h_fake: Tensor) -> Tensor:
+def bhattacharyya(h_real: Tensor, h_fake: Tensor, world_size: int = 1) -> Tensor:
     r"""Variational lower bound of the Bhattacharyya distance.
 
     With :math:`BC(p, q) = \int \sqrt{pq}`, for every function :math:`h`,
@@ -31,6 +33,8 @@ def bhattacharyya(h_real: Tensor, h_fake: Tensor) -> Tensor:
         Discriminator output on samples of `p`, shape ``(n_cells,)``.
     h_fake
         Discriminator output on samples of `q`, shape ``(n_cells,)``.
+    world_size
+        Number of processes that train together: the means are over the samples of all.
 
     Returns
     -------
@@ -48,12 +52,12 @@ def bhattacharyya(h_real: Tensor, h_fake: Tensor) -> Tensor:
     >>> bhattacharyya(torch.zeros(4), torch.zeros(4)).item()
     0.0
     """
-    log_mean_real = torch.logsumexp(-h_real, 0) - math.log(h_real.numel())
-    log_mean_fake = torch.logsumexp(h_fake, 0) - math.log(h_fake.numel())
+    log_mean_real = log_mean_exp(-h_real, world_size)
+    log_mean_fake = log_mean_exp(h_fake, world_size)
     return math.log(2.0) - torch.logaddexp(log_mean_real, log_mean_fake)
 
 
-def jensen_shannon(h_real: Tensor, h_fake: Tensor) -> Tensor:
+def jensen_shannon(h_real: Tensor, h_fake: Tensor, world_size: int = 1) -> Tensor:
     r"""Variational lower bound of the Jensen-Shannon divergence.
 
     .. math:: JS(p, q) \ge \ln 2 + \tfrac12 E_p[\ln \sigma(h)] + \tfrac12 E_q[\ln \sigma(-h)],
@@ -66,6 +70,8 @@ def jensen_shannon(h_real: Tensor, h_fake: Tensor) -> Tensor:
         Discriminator output on samples of `p`, shape ``(n_cells,)``.
     h_fake
         Discriminator output on samples of `q`, shape ``(n_cells,)``.
+    world_size
+        Not needed: the mean over processes, which their trainer takes, is a mean over samples.
 
     Returns
     -------
@@ -84,7 +90,7 @@ def jensen_shannon(h_real: Tensor, h_fake: Tensor) -> Tensor:
     return math.log(2.0) + 0.5 * (logsigmoid(h_real).mean() + logsigmoid(-h_fake).mean())
 
 
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "bhattacharyya": bhattacharyya,
     "jensen-shannon": jensen_shannon,
 }

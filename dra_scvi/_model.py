@@ -19,7 +19,8 @@ from scvi.utils import setup_anndata_dsp
 
 from dra_scvi._checkpoint import interruptible, refused_as_diverged
 from dra_scvi._compat import is_minified, minified_type
-from dra_scvi._data_splitting import DataSplitter, resident_rows
+from dra_scvi._data_splitting import DataSplitter, registered_rows
+from dra_scvi._distributed import n_processes, share_buffers, trainer_settings
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._getters import GetterMixin
@@ -190,6 +191,10 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
     def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> None:
         """Train the model; `plan_kwargs` are arguments of :class:`~dra_scvi.DualMatchingPlan`.
 
+        With ``devices=2``, or more, each trains on its share of the cells, in a process of its own
+        (Lightning's ``strategy="ddp"``); ``num_nodes=`` is for several machines, as under torchrun
+        or Slurm. `batch_size` is then that of each. All end with the same model.
+
         Parameters
         ----------
         max_epochs
@@ -204,9 +209,10 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         """
         n_obs = getattr(kwargs.get("datamodule") or self.adata, "n_obs", None)
         if max_epochs is None and n_obs is not None:
-            max_epochs = default_max_epochs(n_obs, kwargs.get("batch_size") or 128)
-        with interruptible():
-            super().train(max_epochs, *args, **kwargs)
+            batch_size = (kwargs.get("batch_size") or 128) * n_processes(kwargs)
+            max_epochs = default_max_epochs(n_obs, batch_size)
+        with interruptible(), trainer_settings(kwargs) as settings:
+            super().train(max_epochs, *args, **settings)
         self._calibrate()
 
     def _calibrate(self) -> None:
@@ -228,6 +234,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         try:
             with refused_as_diverged("codes", epoch, step):
                 is_finite = self.module.calibrate(loader)
+            share_buffers(self.module, self.trainer)
             if not is_finite:
                 raise TrainingDivergedError("codes", epoch, step)
         except TrainingDivergedError:
@@ -246,11 +253,16 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         ------
         FileExistsError
             When the folder exists and may not be overwritten.
+
+        Notes
+        -----
+        Of several processes that trained together, the first one writes.
         """
         trainer = getattr(self, "trainer", None)
         if trainer is not None and trainer.state.status == "running":  # SaveCheckpoint's work
             self._calibrate()
-        super().save(*args, **kwargs)
+        if trainer is None or trainer.is_global_zero:
+            super().save(*args, **kwargs)
 
     @with_parameters_of(SCVI.differential_abundance)
     def differential_abundance(self, *args: Any, **kwargs: Any) -> pd.DataFrame | None:
@@ -319,7 +331,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         if has_closed_form and dataloader is None and not data_loader_kwargs:
             adata = self._validate_anndata(adata)
             manager = self.get_anndata_manager(adata, required=True)
-            rows = None if is_minified(adata) else resident_rows(manager)
+            rows = None if is_minified(adata) else registered_rows(manager)
         if rows is None:
             codes = super().get_latent_representation(
                 adata,

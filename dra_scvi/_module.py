@@ -367,6 +367,7 @@ class DRAVAE(VAE):
         generative_outputs: dict[str, Any],
         latent_weight: float = 1.0,
         data_weight: float = 1.0,
+        world_size: int = 1,
     ) -> dict[str, Tensor]:
         """Both divergences of dual matching, with the gradient of a two-player game.
 
@@ -387,6 +388,8 @@ class DRAVAE(VAE):
             λ_z, weight for the autoencoder of the divergence of codes from the prior.
         data_weight
             λ_x, weight for the autoencoder of the divergence of reconstructions from the data.
+        world_size
+            Number of processes that train together, each on a minibatch of its own.
 
         Returns
         -------
@@ -400,12 +403,12 @@ class DRAVAE(VAE):
             prior_z = self.z_encoder.z_transformation(self.prior.sample(len(z)))
             score = partial(self.latent_discriminator, batch_index=batch_index)
             z = scale_gradient(z, -latent_weight)
-            terms["latent_divergence"] = estimate(score(prior_z), score(z))
+            terms["latent_divergence"] = estimate(score(prior_z), score(z), world_size)
         if data_weight:
             x, x_hat = self._expression(tensors, generative_outputs)
             score = partial(self.data_discriminator, batch_index=batch_index[: len(x)])
             x_hat = scale_gradient(x_hat, -data_weight)
-            terms["data_divergence"] = estimate(score(x), score(x_hat))
+            terms["data_divergence"] = estimate(score(x), score(x_hat), world_size)
         return terms
 
     def _expression(

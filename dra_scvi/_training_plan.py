@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dra_scvi._checkpoint import ResumablePlan, refused_as_diverged
+from dra_scvi._distributed import failing_together, share_buffers, share_state
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._priors import MixturePrior
 
@@ -59,6 +60,10 @@ class DualMatchingPlan(ResumablePlan):
     What is frozen plays no part, as in a query that is mapped to a reference
     (:meth:`DRA.load_query_data`): the divergence of a frozen discriminator is left out, a frozen
     prior stays where it is, and weights decay only where all are trained.
+
+    In several processes (DDP) each trains on its share of the cells. The divergence's means are
+    over the minibatches of all, statistics of batch normalisation over a process' own; the first
+    process' statistics and prior are everybody's at the end of an epoch.
 
     Parameters
     ----------
@@ -131,10 +136,15 @@ class DualMatchingPlan(ResumablePlan):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of the game, whose gradient moves every player its own way."""
         self.loss_kwargs["kl_weight"] = self.kl_weight
-        with refused_as_diverged("elbo_train", self.current_epoch, batch_idx):
+        with self.together(), refused_as_diverged("elbo_train", self.current_epoch, batch_idx):
             inference, generative, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         divergences = self.module.matching(
-            batch, inference, generative, self.latent_weight, self.data_weight
+            batch,
+            inference,
+            generative,
+            self.latent_weight,
+            self.data_weight,
+            self.trainer.world_size,
         )
         self._record(output, divergences, batch_idx)
         if self._prior_starts_after_this_epoch:
@@ -169,7 +179,8 @@ class DualMatchingPlan(ResumablePlan):
             ]
         )
         if step.device.type == "cpu":
-            self._check_finite(step[None], first_step=batch_idx)
+            with self.together():
+                self._check_finite(step[None], first_step=batch_idx)
         if self.on_step:
             names = (f"{name}_step" for name in TERMS)
             self.logger.log_metrics(
@@ -199,13 +210,18 @@ class DualMatchingPlan(ResumablePlan):
         if self._kl_warmup_is_auto and self.n_steps_kl_warmup is None:
             half = max(1, (self.trainer.max_epochs or 1) // 2)
             self.n_epochs_kl_warmup = 1 if self.module.n_batch > 1 else half
+        if self.global_rank and not self.trainer.ckpt_path:
+            # processes that begin with one seed must not draw the same codes for their cells
+            torch.manual_seed((torch.initial_seed() + self.global_rank) % 2**63)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, and place the components of a mixture prior when it is time."""
+        share_buffers(self.module, self.trainer)
         if self._steps:
             steps = torch.stack(self._steps)
             self._steps.clear()
-            self._check_finite(steps)
+            with failing_together(self.trainer):
+                self._check_finite(steps)
             n_obs = steps[:, -1:]
             means = (steps[:, :-1] * n_obs).sum(0) / n_obs.sum()
             terms = dict(zip(TERMS, means, strict=True))
@@ -216,6 +232,7 @@ class DualMatchingPlan(ResumablePlan):
         if self._codes:
             self.module.prior.start(torch.cat(self._codes))
             self._codes.clear()
+            share_state(self.module.prior, self.trainer)
 
     @property
     def _prior_starts_after_this_epoch(self) -> bool:

@@ -21,6 +21,7 @@ from dra_scvi._benchmark_table import INTEGRATION, OK, Row, Table, frame
 from dra_scvi._contenders import Contender, Embed, Embedded, Task, resolve
 from dra_scvi._exceptions import TrainingInterruptedError
 from dra_scvi._paired import summary
+from dra_scvi._parallel import check_ray, spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,7 @@ QUICK_N_LATENT = 10
 KIB_PER_MIB = 1024
 
 OnRow = Callable[[Mapping[str, Any], bool], None]
+_Job = tuple[Contender, int, int]  # model, dimensions, seed
 
 
 def compare(
@@ -58,6 +60,7 @@ def compare(
     quick: bool = False,
     accelerator: str = "auto",
     progress: bool = True,
+    parallel: int = 1,
     on_row: OnRow | None = None,
 ) -> pd.DataFrame:
     """Embed the same cells with several models, and score every embedding against known types.
@@ -108,6 +111,9 @@ def compare(
         `"auto"`, `"cpu"`, `"gpu"`, ..., as in Lightning.
     progress
         Whether to show a progress bar.
+    parallel
+        Runs at a time, each in a process of one thread, with Ray (``pip install
+        "dra_scvi[tune]"``). `output` has the rows as they finish.
     on_row
         Called with each row as it is there, and whether it was kept from `output`.
 
@@ -139,6 +145,8 @@ def compare(
         than two types, or the counts are not raw (:class:`~dra_scvi.InvalidCountsError`).
     FileExistsError
         When `output` is no table of a comparison.
+    ImportError
+        When `parallel` is more than 1 and Ray is not installed.
 
     Examples
     --------
@@ -150,6 +158,7 @@ def compare(
     >>> table[["model", "n_latent", "seed", "n_clusters"]].to_numpy().tolist()
     [['pca', 2, 0, 3], ['fa', 2, 0, 3], ['pca', 2, 1, 3], ['fa', 2, 1, 3]]
     """
+    check_ray(parallel)
     contenders = resolve(models)
     plan = _Plan.checked(n_latent, seeds, max_epochs, quick)
     table = Table(output, overwrite)
@@ -158,13 +167,12 @@ def compare(
     _check_rank(contenders, plan, cells)
     facts = {"dataset": name, "label_key": label_key, "batch_key": batch_key, "quick": quick}
     comparison = _Comparison(cells, plan, table, facts, accelerator, _scores_integration(cells))
-    rows = []
     jobs = [(c, k, seed) for seed in plan.seeds for k in plan.n_latent for c in contenders]
+    rows: list[Row] = [{}] * len(jobs)
     with _progress_bar(progress, len(jobs)) as advance:
-        for contender, k, seed in jobs:
-            advance(f"{name}: {contender.name}, k={k}, seed {seed}")
-            row, is_kept = comparison.row(contender, k, seed)
-            rows.append(row)
+        runs = comparison.rows(jobs, advance, parallel)
+        for place, row, is_kept in runs:
+            rows[place] = row
             if on_row is not None:
                 on_row(row, is_kept)
     return frame(rows)
@@ -251,20 +259,47 @@ class _Comparison:
     scores_integration: bool
     computed: dict[tuple[str, int], _Measured] = field(default_factory=dict)
 
-    def row(self, contender: Contender, n_latent: int, seed: int) -> tuple[Row, bool]:
-        """Return the row of one run, and whether it was there before."""
-        described = self._description(contender, n_latent, seed)
-        kept = self.table.find(described)
-        if kept is not None and not (self.scores_integration and self._lacks_integration(kept)):
-            return kept, True
+    def rows(
+        self, jobs: Sequence[_Job], advance: Callable[[str], None], parallel: int
+    ) -> Iterator[tuple[int, Row, bool]]:
+        """Yield place, row, and whether it was there before, of each job."""
+        wanted = []
+        for place, job in enumerate(jobs):
+            kept = self._kept(job)
+            if kept is None and parallel > 1:
+                wanted.append(place)
+                continue
+            advance(self._title(job))
+            yield place, kept or self._add(job, self.compute(*job)), kept is not None
+        if not wanted:
+            return
+        for i, result in spread(self.compute, [jobs[place] for place in wanted], parallel):
+            job = jobs[wanted[i]]
+            advance(self._title(job))
+            yield wanted[i], self._add(job, result), False
+
+    def _title(self, job: _Job) -> str:
+        contender, k, seed = job
+        return f"{self.facts['dataset']}: {contender.name}, k={k}, seed {seed}"
+
+    def _kept(self, job: _Job) -> Row | None:
+        """Return the row of a job that is in the table, whole."""
+        kept = self.table.find(self._description(*job))
+        lacks = kept is not None and self.scores_integration and self._lacks_integration(kept)
+        return None if lacks else kept
+
+    def _add(self, job: _Job, result: Row) -> Row:
+        row = {**self._description(*job), **result}
+        self.table.add(row)
+        _log(row)
+        return row
+
+    def compute(self, contender: Contender, n_latent: int, seed: int) -> Row:
+        """Train, embed and score."""
         task = Task(
             n_latent, seed, self.facts["batch_key"], self.plan.max_epochs, self.accelerator
         )
-        measured = self._measure(contender, task)
-        row = {**described, **self._result(measured, seed)}
-        self.table.add(row)
-        _log(row)
-        return row, False
+        return self._result(self._measure(contender, task), seed)
 
     @staticmethod
     def _lacks_integration(row: Row) -> bool:

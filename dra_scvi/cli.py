@@ -24,8 +24,12 @@ from dra_scvi._cli_common import (
     command,
     effective_prior,
     input_argument,
+    is_first_process,
     one_line,
+    out_of_core_option,
     output_option,
+    read_or_open,
+    write_cells,
 )
 from dra_scvi._cli_train import train
 
@@ -66,7 +70,8 @@ class Program(click.Group):
             code = super().main(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the one place where errors become exit codes
             code = exit_code(error)
-            click.echo(f"{PROGRAM}: error: {_message(error)}", err=True)
+            if is_first_process():
+                click.echo(f"{PROGRAM}: error: {_message(error)}", err=True)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -131,8 +136,14 @@ def program(ctx: click.Context) -> None:
 @click.option(
     "--key-added", default=KEY_ADDED, show_default=True, help="Key of obsm for the embedding."
 )
+@out_of_core_option()
 def embed(
-    common: Common, input_path: Path, model_dir: Path, output: Path, key_added: str
+    common: Common,
+    input_path: Path,
+    model_dir: Path,
+    output: Path,
+    key_added: str,
+    out_of_core: bool | None,
 ) -> Result:
     """Embed the cells of INPUT with a model that was trained before.
 
@@ -142,16 +153,14 @@ def embed(
 
     Example: dra-scvi embed more.h5ad --model model --output out.h5ad
     """
-    from dra_scvi._io import read_input, write_h5ad
-
     common.check_output(output)
     saved = _read_model(model_dir)
-    adata = read_input(input_path)
+    layer = saved.registry["setup_args"]["layer"]
+    adata, is_stored = read_or_open(input_path, layer, out_of_core, common)
     query = _query(adata, saved)
     common.say(f"embedding {adata.n_obs} cells")
     adata.obsm[key_added] = _encode(query, model_dir, saved, common)
-    write_h5ad(adata, output)
-    common.say(f"wrote {output}")
+    write_cells(adata, output, input_path if is_stored else None, common)
     figures = {
         "input": {"n_cells": adata.n_obs, "n_genes": adata.n_vars},
         "settings": {"model_class": saved.class_name, "key_added": key_added, "seed": common.seed},
@@ -195,6 +204,7 @@ def _read_model(folder: Path) -> SavedModel:
 def _query(adata: AnnData, saved: SavedModel) -> AnnData:
     """Take the genes of a model, in its order, and the columns that it reads."""
     from dra_scvi._exceptions import GeneMismatchError
+    from dra_scvi._stored import is_stored
     from dra_scvi._validation import validate_keys
 
     if not adata.var_names.is_unique:
@@ -211,6 +221,11 @@ def _query(adata: AnnData, saved: SavedModel) -> AnnData:
     keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
     validate_keys(adata, setup["layer"], keys)
     if list(adata.var_names) != saved.genes:
+        if is_stored(adata.X if setup["layer"] is None else adata.layers[setup["layer"]]):
+            raise GeneMismatchError(
+                "counts that stay in their file must have the genes of the model alone, in its "
+                "order; use --in-memory, or write them so."
+            )
         adata = adata[:, saved.genes].copy()
     return bare(adata, setup["layer"], list(adata.obs.columns))
 

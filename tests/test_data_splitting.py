@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -20,9 +21,11 @@ from dra_scvi._data_splitting import (
     DeviceSparseRows,
     Minibatches,
     SparseRows,
+    StoredRows,
     narrow,
-    resident_rows,
+    registered_rows,
 )
+from dra_scvi._distributed import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,26 +211,97 @@ def test_duplicate_entries_are_summed_and_the_matrix_of_the_caller_left_alone(
     assert x.nnz == 4
 
 
-def test_data_on_disk_keeps_the_loader_of_scvi_tools(tmp_path: Path, adata: AnnData) -> None:
-    import anndata
+def in_file(adata: AnnData, path: Path, form: str) -> AnnData:
+    """Return the same cells with counts that stay in a file, or in chunks."""
+    if form == "dask":
+        dask_array = pytest.importorskip("dask.array")
+        adata.X = dask_array.from_array(adata.X.toarray(), chunks=(40, 40))
+        return adata
+    if form == "dense":
+        adata.X = adata.X.toarray()
+    if form == "zarr":
+        zarr = pytest.importorskip("zarr")
+        adata.write_zarr(path)
+        stored = anndata.io.sparse_dataset(zarr.open(path)["X"])
+        return anndata.AnnData(stored, obs=adata.obs, var=adata.var)
+    adata.write_h5ad(path)
+    return anndata.read_h5ad(path, backed="r")
 
-    adata.write_h5ad(tmp_path / "x.h5ad")
-    backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    DRA.setup_anndata(backed)
-    model = DRA(backed)
-    assert resident_rows(model.adata_manager) is None
+
+FILES = ("csr", "dense", "zarr", "dask")
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_cells_of_a_file_come_once_an_epoch_in_a_new_order(
+    form: str, tmp_path: Path, adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_data_splitting, "_ROWS_PER_BLOCK", 8)
+    monkeypatch.setattr(_data_splitting, "_ROWS_HELD", 32)
+    adata.X = sp.csr_matrix(adata.X)
+    expected = adata.X.toarray()
+    place = {row.tobytes(): i for i, row in enumerate(expected)}
+    stored = in_file(adata, tmp_path / "cells", form)
+    DRA.setup_anndata(stored, batch_key="batch")
+    rows = registered_rows(DRA(stored).adata_manager)
+    assert isinstance(rows["X"], StoredRows)
+    cells = np.random.default_rng(0).permutation(150)[:120]
+    minibatches = Minibatches(rows, cells, 10, shuffle=True)
+    passes = []
+    for _ in range(2):
+        batches = list(minibatches)
+        assert len(batches) == len(minibatches) == 12
+        x = torch.cat([batch["X"] for batch in batches]).numpy()
+        seen = [place[row.tobytes()] for row in x]
+        batch_index = torch.cat([batch["batch"] for batch in batches]).numpy().ravel()
+        codes = adata.obs["batch"].astype("category").cat.codes.to_numpy()
+        np.testing.assert_array_equal(codes[seen], batch_index)
+        passes.append(seen)
+    assert passes[0] != passes[1]
+    assert sorted(passes[0]) == sorted(passes[1])
+    in_order = Minibatches(rows, cells, 50)
+    x = torch.cat([batch["X"] for batch in in_order]).numpy()
+    np.testing.assert_array_equal(x, expected[np.sort(cells)])
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_a_file_trains_and_embeds_like_memory(form: str, tmp_path: Path, adata: AnnData) -> None:
+    DRA.setup_anndata(adata)
+    model = DRA(adata)
     model.train(1, accelerator="cpu", enable_progress_bar=False)
-    assert model.get_latent_representation().shape == (adata.n_obs, 10)
+    expected = model.get_latent_representation()
+    stored = in_file(adata.copy(), tmp_path / "cells", form)
+    np.testing.assert_allclose(model.get_latent_representation(stored), expected, atol=1e-5)
+    order = [100, 3, 7, 3]
+    codes = model.get_latent_representation(stored, indices=order)
+    np.testing.assert_allclose(codes, expected[order], atol=1e-5)
+    DRA.setup_anndata(stored)
+    model = DRA(stored)
+    model.train(2, accelerator="cpu", check_val_every_n_epoch=1, enable_progress_bar=False)
+    assert len(model.history["elbo_validation"]) == 2
+    assert isinstance(model.trainer.train_dataloader, Minibatches)
+    assert np.isfinite(model.get_latent_representation()).all()
 
 
-@pytest.mark.parametrize(
-    "options", [{"load_sparse_tensor": True}, {"num_workers": 0}, {"distributed_sampler": True}]
-)
+@pytest.mark.parametrize("is_stored", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_processes_share_the_cells_of_an_epoch(is_stored: bool, shuffle: bool) -> None:
+    x = np.arange(37, dtype=np.float32)[:, None]
+    rows = {"X": StoredRows(x) if is_stored else DenseRows(torch.from_numpy(x), torch.float32)}
+    shares = [
+        [batch["X"] for batch in Minibatches(rows, np.arange(37), 5, shuffle, share=share)]
+        for share in (Share(rank, 2, lambda _: 7) for rank in range(2))
+    ]
+    assert [len(batch) for batch in shares[0]] == [len(batch) for batch in shares[1]]
+    seen = torch.cat([torch.cat(share) for share in shares]).ravel()
+    assert len(seen) == 38
+    assert sorted(set(seen.tolist())) == list(range(37))
+
+
+@pytest.mark.parametrize("options", [{"load_sparse_tensor": True}, {"num_workers": 0}])
 def test_options_of_the_loader_keep_the_loader_of_scvi_tools(manager: Any, options: Any) -> None:
     splitter = DataSplitter(manager(), batch_size=32, **options)
     splitter.setup()
-    if "distributed_sampler" not in options:  # that one needs a process group
-        assert not isinstance(splitter.train_dataloader(), Minibatches)
+    assert not isinstance(splitter.train_dataloader(), Minibatches)
     assert splitter._rows is None
 
 

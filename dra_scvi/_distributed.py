@@ -1,0 +1,216 @@
+"""Training in several processes: the cells of each, what they agree on, and how they stop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
+
+from dra_scvi._exceptions import TrainingDivergedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from lightning.pytorch import Trainer
+    from torch import Tensor
+
+EARLY_STOPPING = {
+    "monitor": "elbo_validation",
+    "min_delta": 0.0,
+    "patience": 45,
+    "warmup_epochs": 0,
+    "mode": "min",
+}
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the cells that one of several processes goes through.
+
+    Parameters
+    ----------
+    rank
+        Number of the process, from 0.
+    world_size
+        Number of processes.
+    agree
+        From a number of this process to that of the first.
+
+    Examples
+    --------
+    >>> Share(1, 2).of(torch.arange(5))
+    tensor([3, 4, 0])
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    agree: Callable[[int], int] = int
+
+    @classmethod
+    def of_trainer(cls, trainer: Trainer | None) -> Share:
+        """Return the share of the process that a trainer runs in."""
+        if trainer is None or trainer.world_size == 1:
+            return cls()
+        return cls(trainer.global_rank, trainer.world_size, trainer.strategy.broadcast)
+
+    def size(self, n_cells: int) -> int:
+        """Cells of this process: as many as of every other, or some would wait for ever."""
+        return -(-n_cells // self.world_size)
+
+    def of(self, cells: Tensor) -> Tensor:
+        """Cells of this process, of all in an order that is the same everywhere.
+
+        To make shares equal a few cells come twice.
+        """
+        size = self.size(len(cells))
+        padding = cells[: size * self.world_size - len(cells)]
+        return torch.cat([cells, padding])[self.rank * size : (self.rank + 1) * size]
+
+
+def n_processes(settings: Mapping[str, Any]) -> int:
+    """Tell how many processes the arguments of a trainer ask for; 1 where that is left open.
+
+    Examples
+    --------
+    >>> n_processes({"devices": 2, "num_nodes": 2}), n_processes({"devices": [0]}), n_processes({})
+    (4, 1, 1)
+    """
+    devices = settings.get("devices", 1)
+    if isinstance(devices, str):
+        devices = int(devices) if devices.isdecimal() else devices.split(",")
+    number = len(devices) if isinstance(devices, list | tuple) else devices
+    return max(1, number) * settings.get("num_nodes", 1)
+
+
+@contextlib.contextmanager
+def trainer_settings(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of training as several processes need them; of one, as they are.
+
+    Several devices mean DDP. Parameters that a step does not use, as in scVI's encoder of library
+    sizes, need to be looked for. Early stopping, which scvi-tools leaves out, works: what it
+    watches is a mean over all processes. The history is kept in a temporary folder, where
+    scvi-tools would leave it in the folder that it runs in.
+    """
+    settings = dict(given)
+    if n_processes(settings) > 1:
+        settings.setdefault("strategy", "ddp")
+    strategy = settings.get("strategy")
+    if not isinstance(strategy, DDPStrategy) and "ddp" not in str(strategy):
+        yield settings
+        return
+    if isinstance(strategy, str) and "find_unused_parameters" not in strategy:
+        settings["strategy"] = f"{strategy}_find_unused_parameters_true"
+    _keep_early_stopping(settings)
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "early_stopping was automatically disabled")
+        settings.setdefault("log_save_dir", folder)
+        yield settings
+
+
+def _keep_early_stopping(settings: dict[str, Any]) -> None:
+    """Hand over as a callback what scvi-tools' trainer would switch off."""
+    from scvi.train import LoudEarlyStopping
+
+    options = {
+        name: settings.pop(f"early_stopping_{name}", default)
+        for name, default in EARLY_STOPPING.items()
+    }
+    if settings.pop("early_stopping", False):
+        watch = LoudEarlyStopping(**options)
+        settings["callbacks"] = [*settings.get("callbacks", ()), watch]
+        settings.setdefault("check_val_every_n_epoch", 1)
+
+
+def log_mean_exp(values: Tensor, world_size: int = 1) -> Tensor:
+    r"""Return :math:`\ln \tfrac1n \sum_i e^{v_i}` over the minibatches of all processes.
+
+    Averaging over processes, which is what DDP does with gradients, gives the gradient of a mean,
+    but not that of the logarithm of one. Here the other processes' sums are constants, and the
+    gradient is multiplied by the number of processes, by which DDP will divide.
+
+    Parameters
+    ----------
+    values
+        Those of this process, shape ``(n_cells,)``.
+    world_size
+        Number of processes that call this together.
+    """
+    total, log_count = torch.logsumexp(values, 0), math.log(values.numel())
+    if world_size == 1:
+        return total - log_count
+    mine = torch.stack([total.detach(), torch.full_like(total, log_count)])
+    rows = [torch.empty_like(mine) for _ in range(world_size)]
+    distributed.all_gather(rows, mine)
+    totals, log_counts = torch.stack(rows).unbind(1)
+    value = torch.logsumexp(totals, 0)
+    # equal to `value`; its derivative is the share of this process in the sum, times all processes
+    share = world_size * torch.exp(totals[distributed.get_rank()] - value)
+    return value + share * (total - total.detach()) - torch.logsumexp(log_counts, 0)
+
+
+def share_buffers(module: torch.nn.Module, trainer: Trainer) -> None:
+    """Give every process the first one's buffers: DDP does so at the begin of a step only."""
+    if trainer.world_size == 1:
+        return
+    own = dict(module.named_buffers())
+    first = trainer.strategy.broadcast({name: value.cpu() for name, value in own.items()})
+    for name, value in own.items():
+        value.copy_(first[name])
+
+
+def share_state(module: torch.nn.Module, trainer: Trainer) -> None:
+    """Give every process the first one's parameters and buffers of a small module."""
+    if trainer.world_size > 1:
+        state = {name: value.cpu() for name, value in module.state_dict().items()}
+        module.load_state_dict(trainer.strategy.broadcast(state))
+
+
+@contextlib.contextmanager
+def failing_together(trainer: Trainer) -> Iterator[None]:
+    """Raise the divergence of one process in all, which would wait for it for ever.
+
+    Raises
+    ------
+    TrainingDivergedError
+        The first one.
+    """
+    error = None
+    try:
+        yield
+    except TrainingDivergedError as raised:
+        error = raised
+    if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(
+        error is not None, all=False
+    ):
+        errors: list[Any] = [None] * trainer.world_size
+        distributed.all_gather_object(errors, error)
+        error = next(found for found in errors if found is not None)
+    if error is not None:
+        raise error
+
+
+def highest(value: float, trainer: Trainer) -> int:
+    """Return the highest of a number in all processes."""
+    strategy = trainer.strategy
+    return int(
+        strategy.reduce(torch.tensor(int(value), device=strategy.root_device), reduce_op="max")
+    )
+
+
+def gathered(value: Any, trainer: Trainer) -> list[Any]:
+    """Return an object of every process, by rank."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    distributed.all_gather_object(values, value)
+    return values
