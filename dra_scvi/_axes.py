@@ -9,29 +9,16 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Half of the variance of expression may be one programme, in which k-means then cuts and the
-# neighbours of a cell are sought: long axes are shortened, within the order of the axes.
-TEMPER = 0.75
 
-
-def expression_axes(
-    samples: Tensor,
-    expression: Tensor,
-    means: Tensor,
-    groups: Tensor,
-    *,
-    temper: float = TEMPER,
-) -> Tensor:
-    r"""Axes of codes on which distance follows that of the expression they predict.
+def expression_axes(samples: Tensor, expression: Tensor, means: Tensor, groups: Tensor) -> Tensor:
+    r"""Axes of codes on which Euclidean distance is that of the expression they predict.
 
     The scale of a latent dimension is free: a decoder undoes any stretch of its input, and
     training leaves each direction with a length of its own, different from seed to seed. With A
     the linear response of expression to codes, by least squares, codes are as far apart in
     expression as :math:`\lVert (z - z') A \rVert`: the pullback of its metric, averaged over
-    cells. The axes M are the principal components of the codes by it, in order, and keep it for
-    ``temper=1``, :math:`M M^T = A A^T`. Otherwise the standard deviation :math:`\sigma_i` along
-    each becomes :math:`\sigma_1 (\sigma_i / \sigma_1)^{\text{temper}}`, between that of expression
-    (1) and equal lengths (0), so that one strong programme leaves others a say.
+    cells. The axes M keep that, :math:`M M^T = A A^T`, and are the principal components of the
+    codes by it, in order.
 
     Parameters
     ----------
@@ -44,8 +31,6 @@ def expression_axes(
         Posterior means, shape ``(n_cells, n_latent)``, whose principal components are taken.
     groups
         Batch of each cell, shape ``(n_cells,)``: differences between batches do not count.
-    temper
-        Power of the lengths of axes.
 
     Returns
     -------
@@ -60,7 +45,7 @@ def expression_axes(
     --------
     >>> codes = torch.randn(100, 2, dtype=torch.float64)
     >>> response = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 0.1]], dtype=torch.float64)
-    >>> axes = expression_axes(codes, codes @ response, codes, torch.zeros(100), temper=1.0)
+    >>> axes = expression_axes(codes, codes @ response, codes, torch.zeros(100))
     >>> torch.allclose(axes @ axes.T, torch.diag(torch.tensor([9.0, 0.01]).double()))
     True
     """
@@ -72,12 +57,8 @@ def expression_axes(
     # fewer genes than dimensions leave dimensions that predict nothing
     axes = torch.nn.functional.pad(left * singular, (0, len(response) - len(singular)))
     codes = means @ axes
-    squares, rotation = torch.linalg.eigh(codes.T @ codes)
+    _, rotation = torch.linalg.eigh(codes.T @ codes)
     axes = axes @ rotation.flip(-1)
-    lengths = squares.flip(-1).clamp_min(0).sqrt()
-    # axes without length stay where they are
-    shares = torch.where(lengths > 1e-6 * lengths[0], lengths / lengths[0], 1.0)
-    axes = axes * shares ** (temper - 1.0)
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     return axes * torch.where(largest < 0, -1.0, 1.0)
 

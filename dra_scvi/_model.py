@@ -292,10 +292,10 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         """Return the codes of cells: the mean of q(z|x), shape ``(n_cells, n_latent)``.
 
         Codes come on the axes that training ends with
-        (:func:`~dra_scvi._axes.expression_axes`): a distance between two follows the distance
-        between the log-normalised profiles that they predict, and the dimensions are principal
-        components, in order. ``return_dist=True`` gives q(z|x) itself, in the coordinates of the
-        decoder; ``model.module.code_axes`` is what its means are multiplied with.
+        (:func:`~dra_scvi._axes.expression_axes`): a distance between two is the distance between
+        the log-normalised profiles that they predict, and the dimensions are principal components,
+        in order. ``return_dist=True`` gives q(z|x) itself, in the coordinates of the decoder;
+        ``model.module.code_axes`` is what its means are multiplied with.
 
         Counts in memory are encoded in large minibatches, without drawing codes.
 

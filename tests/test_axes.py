@@ -33,7 +33,7 @@ def problem(seed: int = 0, n_genes: int = 12) -> tuple[Tensor, Tensor, Tensor, T
 
 def test_distances_are_those_of_the_predicted_expression() -> None:
     samples, expression, means, _ = problem()
-    axes = expression_axes(samples, expression, means, torch.zeros(300), temper=1.0)
+    axes = expression_axes(samples, expression, means, torch.zeros(300))
     fitted = LinearRegression().fit(samples, expression)
     expected = pdist(means.numpy() @ fitted.coef_.T)
     np.testing.assert_allclose(pdist((means @ axes).numpy()), expected, rtol=1e-6)
@@ -47,20 +47,6 @@ def test_dimensions_are_principal_components_in_order() -> None:
     assert (np.diff(variances) <= 0).all()
     np.testing.assert_allclose(covariance, np.diag(variances), atol=1e-8 * variances.max())
     assert (axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all()
-
-
-@pytest.mark.parametrize("temper", [0.0, 0.75, 1.0])
-def test_axes_are_tempered_by_their_length(temper: float) -> None:
-    samples, expression, means, groups = problem()
-    whole = (means @ expression_axes(samples, expression, means, groups, temper=1.0)).numpy()
-    found = (means @ expression_axes(samples, expression, means, groups, temper=temper)).numpy()
-    batch = groups.numpy()
-    lengths = [
-        np.sqrt(sum(c[batch == b].var(0) * sum(batch == b) for b in (0, 1)))
-        for c in (whole, found)
-    ]
-    np.testing.assert_allclose(lengths[1], lengths[0][0] * (lengths[0] / lengths[0][0]) ** temper)
-    np.testing.assert_allclose(found / found.std(0), whole / whole.std(0), rtol=1e-6)
 
 
 def test_a_stretch_that_the_decoder_undoes_changes_nothing() -> None:
