@@ -148,8 +148,8 @@ class StoredRows(Rows):
 
     @property
     def description(self) -> str:
-        """How the matrix is held, and of what shape it is."""
-        return f"{type(self.matrix).__name__} of {self.matrix.shape[0]:,} cells"
+        """What the matrix is stored as."""
+        return type(self.matrix).__name__
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index` as a dense tensor."""
@@ -353,8 +353,10 @@ class Minibatches:
         self.indices = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
         self.shuffle = shuffle
         self.share = share or Share()
-        self.is_stored = any(isinstance(row, StoredRows) for row in rows.values())
-        if self.is_stored:
+        is_stored = any(isinstance(row, StoredRows) for row in rows.values())
+        # what can be held at a time comes in the same order as from memory
+        self.in_blocks = is_stored and len(self.indices) > _ROWS_HELD
+        if self.in_blocks:
             self.indices = self.indices.sort().values
         n_cells = self.share.size(len(self.indices))
         edges = list(range(0, n_cells, batch_size)) + [n_cells]
@@ -363,7 +365,7 @@ class Minibatches:
         elif shuffle and n_cells % batch_size == 1 and n_cells > 1:
             del edges[-2]
         self._edges = edges
-        self._n_held = max(1, _ROWS_HELD // batch_size if self.is_stored else len(self))
+        self._n_held = max(1, _ROWS_HELD // batch_size if self.in_blocks else len(self))
 
     def __len__(self) -> int:
         return max(len(self._edges) - 1, 0)
@@ -384,11 +386,11 @@ class Minibatches:
         """Cells of this process, in the order of this pass."""
         if not self.shuffle:
             return self.share.of(self.indices)
-        if not self.is_stored and self.share.world_size == 1:
+        if not self.in_blocks and self.share.world_size == 1:
             return self.indices[list(RandomSampler(range(len(self.indices))))]
         seed = int(torch.empty((), dtype=torch.int64).random_())
         generator = torch.Generator().manual_seed(self.share.agree(seed))
-        if not self.is_stored:
+        if not self.in_blocks:
             return self.share.of(self.indices[_permutation(len(self.indices), generator)])
         order = self.share.of(_in_random_blocks(self.indices, generator))
         n_cells = self._edges[min(self._n_held, len(self))]  # what is held at a time

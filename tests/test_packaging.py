@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dra_scvi"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [Requirement(text) for text in PROJECT["dependencies"]]
-OPTIONAL = {"zarr", "scib-metrics"}
+OPTIONAL = {"ray", "scib-metrics", "zarr"}
 # what conda calls differently
 CONDA_NAMES = {"igraph": "python-igraph", "matplotlib": "matplotlib-base", "torch": "pytorch"}
 
