@@ -49,10 +49,10 @@ def expression_axes(samples: Tensor, expression: Tensor, means: Tensor, groups: 
     >>> torch.allclose(axes @ axes.T, torch.diag(torch.tensor([9.0, 0.01]).double()))
     True
     """
-    samples, expression, means = (
-        _within(rows.double().cpu(), groups.cpu()) for rows in (samples, expression, means)
-    )
-    response = torch.linalg.lstsq(samples, expression, driver="gelsd").solution
+    samples, means = (_within(rows.double().cpu(), groups.cpu()) for rows in (samples, means))
+    # differences from the mean alone count in the product, so that expression stays as it is
+    inverse = torch.linalg.pinv(samples).to(expression.dtype)
+    response = (inverse @ expression.cpu()).double()
     left, singular, _ = torch.linalg.svd(response, full_matrices=False)
     # fewer genes than dimensions leave dimensions that predict nothing
     axes = torch.nn.functional.pad(left * singular, (0, len(response) - len(singular)))
