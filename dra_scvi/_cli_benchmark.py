@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dra_scvi._cli_common import PATH, Common, Result, command, warn
-from dra_scvi._cli_config import CommaSeparated
+from dra_scvi._cli_config import CommaSeparated, Numbers
 from dra_scvi._parallel import check_ray
 
 if TYPE_CHECKING:
@@ -58,24 +58,12 @@ class Models(CommaSeparated):
         return names
 
 
-class Dimensions(CommaSeparated):
+class Dimensions(Numbers):
     """Numbers of dimensions: ``2,10,20``."""
 
     name = "dimensions"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        """Split at commas."""
-        if isinstance(value, list):
-            return value
-        try:
-            numbers = [int(number) for number in value.split(",")]
-        except ValueError:
-            numbers = []
-        if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
-            self.fail(f"{value!r} is not a list of dimensions such as 2,10,20.", param, ctx)
-        return numbers
+    example = "2,10,20"
+    may_repeat = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import yaml
 
-__all__ = ["CommaSeparated", "config_option"]
+__all__ = ["CommaSeparated", "Numbers", "config_option"]
 
 
 class CommaSeparated(click.ParamType):
@@ -24,6 +24,30 @@ class CommaSeparated(click.ParamType):
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Show how several values are written."""
         return self.metavar
+
+
+class Numbers(CommaSeparated):
+    """Whole numbers from 1, separated by commas."""
+
+    example = "1,2"
+    may_repeat = True
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        """Split at commas."""
+        if isinstance(value, list):
+            return value
+        try:
+            numbers = [int(number) for number in str(value).split(",")]
+        except ValueError:
+            numbers = []
+        is_repeated = not self.may_repeat and len(set(numbers)) < len(numbers)
+        if not numbers or min(numbers) < 1 or is_repeated:
+            self.fail(
+                f"{value!r} is not a list of {self.name} such as {self.example}.", param, ctx
+            )
+        return numbers
 
 
 def config_option() -> click.Option:

@@ -26,7 +26,7 @@ from dra_scvi._cli_common import (
     warn,
     write_cells,
 )
-from dra_scvi._cli_config import CommaSeparated
+from dra_scvi._cli_config import Numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,24 +42,11 @@ PUBLISHED_DIMENSIONS = (2, 10, 20)
 MANY_GENES, ENOUGH_GENES = 5_000, 2_000
 
 
-class Widths(CommaSeparated):
+class Widths(Numbers):
     """Widths of hidden layers: ``128``, or ``512,512``."""
 
     name = "widths"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        """Split at commas."""
-        if isinstance(value, list):
-            return value
-        try:
-            widths = [int(width) for width in str(value).split(",")]
-        except ValueError:
-            widths = []
-        if not widths or min(widths) < 1:
-            self.fail(f"{value!r} is not a list of widths such as 128 or 512,512.", param, ctx)
-        return widths
+    example = "128 or 512,512"
 
 
 @dataclass(frozen=True)

@@ -192,9 +192,7 @@ def failing_together(trainer: Trainer) -> Iterator[None]:
     if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(
         error is not None, all=False
     ):
-        errors: list[Any] = [None] * trainer.world_size
-        distributed.all_gather_object(errors, error)
-        error = next(found for found in errors if found is not None)
+        error = next(found for found in gathered(error, trainer) if found is not None)
     if error is not None:
         raise error
 

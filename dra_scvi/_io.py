@@ -27,6 +27,7 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "check_output",
+    "is_zarr",
     "read_input",
     "write_h5ad",
     "write_json",
@@ -300,12 +301,16 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist{hint}"
 
 
+def is_zarr(path: Path) -> bool:
+    """Whether a path is a folder that zarr has marked as a store."""
+    return path.is_dir() and any((path / name).exists() for name in (".zgroup", "zarr.json"))
+
+
 def _reader(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
     """Tell the kind of an input from its name and, for a folder, from what lies in it."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        marked = any((path / name).exists() for name in (".zgroup", "zarr.json"))
-        if marked or suffix == ".zarr":
+        if is_zarr(path) or suffix == ".zarr":
             return "a zarr store of an AnnData", _read_zarr
         if (path / "labels.txt").exists() and any(path.glob("*.mtx")):
             return "a folder with one .mtx and labels.txt", _read_folder

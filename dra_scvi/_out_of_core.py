@@ -10,7 +10,7 @@ import numpy as np
 from anndata.abc import CSCDataset
 
 from dra_scvi._hdf5_probe import check_hdf5
-from dra_scvi._io import atomic_path, read_input
+from dra_scvi._io import atomic_path, is_zarr, read_input
 from dra_scvi._stored import is_stored, read_rows
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
     ValueError
         When it was asked for, and `path` is neither an ``.h5ad`` nor a zarr store.
     """
-    is_possible = path.exists() and (path.suffix == ".h5ad" or _is_zarr(path))
+    is_possible = path.exists() and (path.suffix == ".h5ad" or is_zarr(path))
     if wanted and not is_possible and path.exists():
         raise ValueError(f"{path} has to be an .h5ad or a zarr store for --out-of-core.")
     if wanted is not None:
@@ -200,10 +200,6 @@ def _open(path: Path) -> Any:
     import zarr
 
     return zarr.open(str(path), mode="r")
-
-
-def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in (".zgroup", "zarr.json"))
 
 
 def _stored_matrix(element: Any) -> Any:
