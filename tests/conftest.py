@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,3 +66,25 @@ def real_data() -> Callable[[str], AnnData]:
         return anndata.read_h5ad(path)
 
     return read
+
+
+@pytest.fixture
+def in_child() -> Callable[[Callable], int]:
+    """Return what runs a job in a child process."""
+
+    def start(job: Callable) -> int:
+        """Run a job in a copy of this process, which ends with it; return its id."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of forks and threads
+            child = os.fork()
+        if child:
+            return child
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            job()
+            code = 0
+        finally:
+            os._exit(code)
+
+    return start

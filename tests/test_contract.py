@@ -540,23 +540,9 @@ def test_failed_overwrite(
         assert equal(weights(DRA.load(folder, adata=cells(), accelerator="cpu")), expected)
 
 
-def in_child(job: Callable[[], None]) -> int:
-    """Run a job in a copy of this process, which ends with it; return its id."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of forks and threads
-        child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        job()
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def test_kill_save(model: DRA, folder: Path, tmp_path: Path) -> None:
+def test_kill_save(
+    model: DRA, folder: Path, tmp_path: Path, in_child: Callable[[Callable], int]
+) -> None:
     other = fit(cells(), batch_key="batch")
     known = [weights(model), weights(other)]
     start = time.perf_counter()
@@ -580,7 +566,7 @@ def test_kill_save(model: DRA, folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_concurrent_save(model: DRA, tmp_path: Path) -> None:
+def test_concurrent_save(model: DRA, tmp_path: Path, in_child: Callable[[Callable], int]) -> None:
     other = fit(cells(), batch_key="batch")
 
     def save_often(one: DRA) -> None:

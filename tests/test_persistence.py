@@ -430,22 +430,6 @@ def test_a_folder_that_appears_meanwhile(tmp_path: Path) -> None:
         assert names(path) == {"model.pt", "manifest.json"}
 
 
-def in_child(job: Callable[[], Any]) -> int:
-    """Run a job in a copy of this process, which ends with it; return its id."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of forks and threads
-        child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        job()
-        code = 0
-    finally:
-        os._exit(code)
-
-
 STEPS = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir", "scandir", "open")
 
 
@@ -469,7 +453,7 @@ def die_at(step: int) -> None:
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_process_that_dies_at_any_step_leaves_the_old_or_the_new(
-    tmp_path: Path, exists: bool
+    tmp_path: Path, exists: bool, in_child: Callable[[Callable], int]
 ) -> None:
     def write(path: Path, text: str) -> None:
         with atomic_save(path, overwrite=True) as draft:
@@ -506,7 +490,7 @@ def test_a_process_that_dies_at_any_step_leaves_the_old_or_the_new(
 
 
 def test_eight_readers_while_a_ninth_process_overwrites_see_whole_models(
-    model: DRA, other: DRA, tmp_path: Path
+    model: DRA, other: DRA, tmp_path: Path, in_child: Callable[[Callable], int]
 ) -> None:
     folder = tmp_path / "model"
     model.save(folder, save_anndata=True)
