@@ -6,6 +6,7 @@ import hashlib
 import logging
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = ["Cells", "check_input", "log_normalised", "prepare"]
 logger = logging.getLogger("dra_scvi")
 
 MIN_CELLS = 3
+N_COMPONENTS = 50
 TARGET_SUM = 1e4
 SUBSAMPLE_SEED = 0
 DIGEST_BYTES = 8
@@ -57,6 +59,20 @@ class Cells:
     def n_types(self) -> int:
         """Number of known types."""
         return len(np.unique(self.labels))
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches that models are told of."""
+        return 1 if self.batches is None else len(np.unique(self.batches))
+
+    @cached_property
+    def components(self) -> NDArray[np.floating]:
+        """Principal components before any integration, at most 50, ``(n_cells, n_components)``."""
+        import scanpy as sc
+
+        logs = log_normalised(self.counts)
+        sc.pp.pca(logs, n_comps=min(N_COMPONENTS, min(logs.shape) - 1), random_state=0)
+        return logs.obsm["X_pca"]
 
 
 def check_input(

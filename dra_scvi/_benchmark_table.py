@@ -17,11 +17,16 @@ __all__ = ["COLUMNS", "INTEGRATION", "OK", "Table", "frame"]
 
 OK = "ok"
 INTEGRATION = (
+    "isolated_labels",
+    "nmi",
+    "ari",
     "silhouette_label",
     "clisi",
-    "silhouette_batch",
+    "bras",
     "ilisi",
+    "kbet",
     "graph_connectivity",
+    "pcr",
     "bio_conservation",
     "batch_correction",
     "total",

@@ -66,7 +66,8 @@ class Contender:
     takes_epochs
         Whether the number of epochs can be set.
     facts
-        From the number of cells to what else decides the embedding: defaults and versions.
+        From the numbers of cells, dimensions and batches to what else decides the embedding:
+        defaults and versions.
     """
 
     name: str
@@ -74,17 +75,22 @@ class Contender:
     is_linear: bool = False
     is_deterministic: bool = False
     takes_epochs: bool = False
-    facts: Callable[[int], Mapping[str, Any]] = lambda _: {}
+    facts: Callable[[int, int, int], Mapping[str, Any]] = lambda *_: {}
 
-    def settings(self, n_cells: int) -> str:
+    def settings(self, n_cells: int, n_latent: int, n_batch: int) -> str:
         """Digest what decides the embedding besides the task.
 
         Parameters
         ----------
         n_cells
             Number of cells, on which default epochs depend.
+        n_latent
+            Dimensions, likewise.
+        n_batch
+            Number of batches, likewise.
         """
-        text = json.dumps(dict(self.facts(n_cells)), sort_keys=True, default=repr)
+        facts = dict(self.facts(n_cells, n_latent, n_batch))
+        text = json.dumps(facts, sort_keys=True, default=repr)
         return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
@@ -206,22 +212,22 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _scvi_facts(n_cells: int) -> dict[str, Any]:
+def _scvi_facts(*_: int) -> dict[str, Any]:
     from scvi.model import SCVI
 
     return _facts(SCVI)
 
 
-def _ldvae_facts(n_cells: int) -> dict[str, Any]:
+def _ldvae_facts(*_: int) -> dict[str, Any]:
     from scvi.model import LinearSCVI
 
     return _facts(LinearSCVI)
 
 
-def _dra_facts(n_cells: int) -> dict[str, Any]:
+def _dra_facts(n_cells: int, n_latent: int, n_batch: int) -> dict[str, Any]:
     from dra_scvi._model import DRA, default_max_epochs
 
-    epochs = default_max_epochs(n_cells)
+    epochs = default_max_epochs(n_cells, n_latent=n_latent, n_batch=n_batch)
     return {**_facts(DRA), "dra_scvi": version("dra_scvi"), "epochs": epochs}
 
 

@@ -46,14 +46,19 @@ if TYPE_CHECKING:
 MAX_EPOCHS = 400
 MIN_STEPS = 1_000
 MIN_EPOCHS = 4
+ROOMY_N_LATENT = 8
+LONGER_WITH_BATCHES = 2.0
 INFERENCE_BATCH_SIZE = 512
 CALIBRATION_CELLS = 2_048
 
 
-def default_max_epochs(n_obs: int, batch_size: int = 128) -> int:
-    """Epochs of training for a number of cells: an eighth of scVI's, but at least 1,000 steps.
+def default_max_epochs(
+    n_obs: int, batch_size: int = 128, n_latent: int = 10, n_batch: int = 1
+) -> int:
+    """Epochs of training: an eighth of scVI's, but at least 1,000 steps.
 
-    And at least four epochs, in the second of which a mixture prior starts.
+    And at least four epochs, in the second of which a mixture prior starts. Few dimensions, into
+    which cells have to be folded, take longer in proportion, and batches take time to mix.
 
     Parameters
     ----------
@@ -61,16 +66,23 @@ def default_max_epochs(n_obs: int, batch_size: int = 128) -> int:
         Number of cells, of which nine in ten are trained on.
     batch_size
         Cells in a minibatch.
+    n_latent
+        Dimensions of the latent space.
+    n_batch
+        Number of batches.
 
     Examples
     --------
     >>> [default_max_epochs(n_obs) for n_obs in (700, 4_000, 20_000, 1_000_000)]
     [200, 50, 50, 4]
+    >>> default_max_epochs(4_000, n_latent=2), default_max_epochs(4_000, n_batch=3)
+    (200, 100)
     """
     steps_per_epoch = math.ceil(0.9 * n_obs / batch_size)
     enough = math.ceil(MIN_STEPS / steps_per_epoch)
     eighth_of_scvi = round(MAX_EPOCHS / 8 * min(1.0, 20_000 / n_obs))
-    return min(MAX_EPOCHS, max(enough, eighth_of_scvi, MIN_EPOCHS))
+    longer = max(1.0, ROOMY_N_LATENT / n_latent, LONGER_WITH_BATCHES if n_batch > 1 else 1.0)
+    return min(MAX_EPOCHS, round(longer * max(enough, eighth_of_scvi, MIN_EPOCHS)))
 
 
 class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[misc]
@@ -210,7 +222,9 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         n_obs = getattr(kwargs.get("datamodule") or self.adata, "n_obs", None)
         if max_epochs is None and n_obs is not None:
             batch_size = (kwargs.get("batch_size") or 128) * n_processes(kwargs)
-            max_epochs = default_max_epochs(n_obs, batch_size)
+            max_epochs = default_max_epochs(
+                n_obs, batch_size, self.module.n_latent, self.module.n_batch
+            )
         with interruptible(), trainer_settings(kwargs) as settings:
             super().train(max_epochs, *args, **settings)
         self._calibrate()

@@ -318,7 +318,7 @@ class _Comparison:
             "n_latent": n_latent,
             "seed": seed,
             "max_epochs": self.plan.max_epochs if contender.takes_epochs else None,
-            "settings": contender.settings(counts.n_obs),
+            "settings": contender.settings(counts.n_obs, n_latent, self.cells.n_batches),
             "fingerprint": self.cells.fingerprint,
             "dra_scvi": version("dra_scvi"),
             "scvi_tools": version("scvi-tools"),
@@ -395,7 +395,9 @@ def _scores(points: NDArray[Any], cells: Cells, seed: int, with_integration: boo
         "leiden_n_clusters": len(np.unique(found)),
     }
     if with_integration and cells.batches is not None:
-        integration = metrics.integration(points, cells.labels, cells.batches)
+        integration = metrics.integration(
+            points, cells.labels, cells.batches, unintegrated=cells.components
+        )
         scores |= {f"integration_{name}": integration[name] for name in INTEGRATION}
     return scores
 

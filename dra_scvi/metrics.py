@@ -6,6 +6,8 @@ The arithmetic is that of scikit-learn (partitions, silhouette), scanpy (Leiden)
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -26,6 +28,7 @@ _LEIDEN_NEIGHBORS = 15
 _RESOLUTIONS = (1e-3, 1e2)
 _RESOLUTIONS_TRIED = 16
 _CONNECTIVITY_NEIGHBORS = 15
+_KBET_NEIGHBORS = 50
 _LISI_NEIGHBORS = 90
 _BIO_WEIGHT, _BATCH_WEIGHT = 0.6, 0.4
 
@@ -214,11 +217,17 @@ def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDAr
     return min(partitions, key=lambda found: abs(_n_distinct(found) - n_clusters))
 
 
-def integration(embedding: ArrayLike, labels: ArrayLike, batches: ArrayLike) -> dict[str, float]:
+def integration(
+    embedding: ArrayLike,
+    labels: ArrayLike,
+    batches: ArrayLike,
+    unintegrated: ArrayLike | None = None,
+) -> dict[str, float]:
     """Score how well an embedding mixes batches and keeps cell types apart.
 
-    Every score is scaled as in scib-metrics: in [0, 1] up to the estimation error of LISI, higher
-    is better. Neighbours are exact, so the result depends on the data alone.
+    The scores that ``scib_metrics.benchmark.Benchmarker`` computes by default, scaled as there: in
+    [0, 1] up to the estimation error of LISI, higher is better. Neighbours are exact, so the
+    result depends on the data alone.
 
     Parameters
     ----------
@@ -228,19 +237,28 @@ def integration(embedding: ArrayLike, labels: ArrayLike, batches: ArrayLike) -> 
         Cell type of every cell, ``(n_cells,)``; at least two types.
     batches
         Batch of every cell, ``(n_cells,)``; at least two batches.
+    unintegrated
+        Coordinates of the same cells before integration, ``(n_cells, n_components)``, such as
+        principal components of log-normalised counts; `"pcr"` needs them.
 
     Returns
     -------
     Dictionary with
 
+    - ``"isolated_labels"``: silhouette of the types that occur in the fewest batches;
+    - ``"nmi"``, ``"ari"``: clusters of k-means, as many as types, against the types;
     - ``"silhouette_label"``: silhouette of the cell types;
     - ``"clisi"``: cell-type LISI over 90 neighbours;
-    - ``"silhouette_batch"``: one minus the absolute silhouette of the batches within each type;
+    - ``"bras"``: batch-removal adapted silhouette, within each type;
     - ``"ilisi"``: batch LISI over 90 neighbours;
+    - ``"kbet"``: acceptance rate of kBET within each type, over 50 neighbours; NaN where every
+      type is too small for it or in one batch;
     - ``"graph_connectivity"``: share of each type in its largest strongly connected component of
       the graph of 15 neighbours;
-    - ``"bio_conservation"``: mean of the first two;
-    - ``"batch_correction"``: mean of the other three;
+    - ``"pcr"``: how much less variance batches explain than before integration; NaN without
+      `unintegrated`;
+    - ``"bio_conservation"``: mean of the first five;
+    - ``"batch_correction"``: mean of the next five, those that are NaN left out;
     - ``"total"``: 0.6 bio conservation + 0.4 batch correction, the weights of the benchmark.
 
     Raises
@@ -269,28 +287,49 @@ def integration(embedding: ArrayLike, labels: ArrayLike, batches: ArrayLike) -> 
     batch = _label_codes(batches, len(points), name="batches")
     _check_comparable(types, batch)
     scib = _import_scib()
-    near = _exact_neighbors(points, _CONNECTIVITY_NEIGHBORS)
-    wide = _exact_neighbors(points, _LISI_NEIGHBORS)
+    near, middle, wide = (
+        _exact_neighbors(points, n)
+        for n in (_CONNECTIVITY_NEIGHBORS, _KBET_NEIGHBORS, _LISI_NEIGHBORS)
+    )
+    clusters = scib.nmi_ari_cluster_labels_kmeans(points, types)
     bio = {
-        "silhouette_label": float(scib.silhouette_label(points, types)),
-        "clisi": float(scib.clisi_knn(wide, types)),
+        "isolated_labels": scib.isolated_labels(points, types, batch),
+        "nmi": clusters["nmi"],
+        "ari": clusters["ari"],
+        "silhouette_label": scib.silhouette_label(points, types),
+        "clisi": scib.clisi_knn(wide, types),
     }
     mixing = {
-        "silhouette_batch": float(scib.silhouette_batch(points, types, batch)),
-        "ilisi": float(scib.ilisi_knn(wide, batch)),
-        "graph_connectivity": float(scib.graph_connectivity(near, types)),
+        "bras": scib.bras(points, types, batch),
+        "ilisi": scib.ilisi_knn(wide, batch),
+        "kbet": _kbet(scib, middle, batch, types),
+        "graph_connectivity": scib.graph_connectivity(near, types),
+        "pcr": np.nan,
     }
-    return {**bio, **mixing, **_aggregates(bio, mixing)}
+    if unintegrated is not None:
+        before = _checked_embedding(unintegrated)
+        if len(before) != len(points):
+            raise ValueError(f"unintegrated has {len(before)} cells, the embedding {len(points)}.")
+        mixing["pcr"] = scib.pcr_comparison(before, points, batch, categorical=True)
+    bio_mean, mixing_mean = (np.nanmean(list(part.values())) for part in (bio, mixing))
+    total = _BIO_WEIGHT * bio_mean + _BATCH_WEIGHT * mixing_mean
+    means = {"bio_conservation": bio_mean, "batch_correction": mixing_mean, "total": total}
+    return {name: float(score) for name, score in {**bio, **mixing, **means}.items()}
 
 
-def _aggregates(bio: dict[str, float], mixing: dict[str, float]) -> dict[str, float]:
-    bio_mean = sum(bio.values()) / len(bio)
-    mixing_mean = sum(mixing.values()) / len(mixing)
-    return {
-        "bio_conservation": bio_mean,
-        "batch_correction": mixing_mean,
-        "total": _BIO_WEIGHT * bio_mean + _BATCH_WEIGHT * mixing_mean,
-    }
+def _kbet(
+    scib: ModuleType, neighbors: Any, batch: NDArray[np.int64], types: NDArray[np.int64]
+) -> float:
+    """Compute the acceptance rate of kBET, silent about the types that it leaves out."""
+    logger = logging.getLogger("scib_metrics")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+            return float(scib.kbet_per_label(neighbors, batch, types))
+    finally:
+        logger.setLevel(level)
 
 
 def _kmeans(

@@ -277,7 +277,10 @@ def test_integration_prefers_mixed_batches_and_separate_types() -> None:
     batches = np.resize(["x", "y"], len(labels))
     shifted = embedding + 200.0 * (batches == "y")[:, None]
     mixed, split = (metrics.integration(e, labels, batches) for e in (embedding, shifted))
-    assert mixed["silhouette_batch"] > 0.9 > split["silhouette_batch"]
+    assert mixed["bras"] > 0.8 > split["bras"]
+    assert mixed["kbet"] > 0.8
+    assert split["kbet"] < 0.2
+    assert mixed["nmi"] == pytest.approx(1.0)
     assert mixed["ilisi"] > 0.8
     assert split["ilisi"] < 0.05
     assert mixed["graph_connectivity"] > 0.98
@@ -298,10 +301,40 @@ def test_integration_aggregates_follow_the_benchmark_weights() -> None:
     pytest.importorskip("scib_metrics")
     embedding, labels = blobs(distance=3.0)
     s = metrics.integration(embedding, labels, np.resize(["x", "y"], len(labels)))
-    bio = (s["silhouette_label"] + s["clisi"]) / 2
-    mixing = (s["silhouette_batch"] + s["ilisi"] + s["graph_connectivity"]) / 3
-    assert s["total"] == pytest.approx(0.6 * bio + 0.4 * mixing)
+    bio = ["isolated_labels", "nmi", "ari", "silhouette_label", "clisi"]
+    mixing = ["bras", "ilisi", "kbet", "graph_connectivity"]
+    means = [np.mean([s[name] for name in names]) for names in (bio, mixing)]
+    assert np.isnan(s["pcr"])
+    assert [s["bio_conservation"], s["batch_correction"]] == pytest.approx(means)
+    assert s["total"] == pytest.approx(0.6 * means[0] + 0.4 * means[1])
     assert all(type(value) is float for value in s.values())
+
+
+def test_integration_is_that_of_the_benchmarker_of_scib_metrics() -> None:
+    pytest.importorskip("scib_metrics")
+    from anndata import AnnData
+    from scib_metrics.benchmark import Benchmarker
+
+    embedding, labels = blobs(n_per_type=60, distance=3.0)
+    batches = np.resize(["x", "y", "y"], len(labels))
+    before = embedding + (batches == "y")[:, None]
+    adata = AnnData(before, obsm={"pre": before, "z": embedding})
+    adata.obs["type"], adata.obs["batch"] = pd.Categorical(labels), pd.Categorical(batches)
+    bench = Benchmarker(
+        adata, "batch", "type", ["z"], pre_integrated_embedding_obsm_key="pre", progress_bar=False
+    )
+    bench.benchmark()
+    expected = bench.get_results(min_max_scale=False).loc["z"]
+    ours = metrics.integration(embedding, labels, batches, unintegrated=before)
+    assert ours["total"] == pytest.approx(expected["Total"], abs=0.01)  # it searches approximately
+    assert ours["pcr"] == pytest.approx(expected["PCR comparison"], abs=1e-3)
+
+
+def test_integration_refuses_other_cells_before() -> None:
+    pytest.importorskip("scib_metrics")
+    embedding, labels = blobs()
+    with pytest.raises(ValueError, match="unintegrated has 3 cells, the embedding 120"):
+        metrics.integration(embedding, labels, np.resize(["x", "y"], len(labels)), np.eye(3))
 
 
 def test_real_batches_of_cell_lines_do_not_mix_under_pca() -> None:

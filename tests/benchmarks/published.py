@@ -1,0 +1,149 @@
+"""The published settings over seeds, beside what the released program gave on the same inputs.
+
+    DRA_SCVI_DATA=data python tests/benchmarks/published.py              # 10 seeds, some hours
+    DRA_SCVI_DATA=data python tests/benchmarks/published.py --seeds 2 --n-latent 10
+    python tests/benchmarks/published.py --summary                       # from the table alone
+
+Every run is what ``dra-scvi train --preset published`` does: a split seeded with 0, 200 epochs,
+one sample of the codes of the test fifth, k-means with as many clusters as types among them. Genes
+are those of highest variance of the counts. One row per run is appended to the table; runs that
+are in it are not made again. `results/SOURCES.md` says where the inputs come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+
+import dra_scvi
+from dra_scvi import TrainingDivergedError
+
+TABLE = Path(__file__).parent / "results" / "published.csv"
+RUN = ["input", "n_latent", "batch_norm", "seed"]
+
+
+class Input(NamedTuple):
+    """Counts, and the number of genes of highest variance that are kept."""
+
+    file: str
+    n_genes: int
+
+
+INPUTS = {
+    "zeisel_ewce": Input("zeisel_ewce_3005x200.h5ad", 200),
+    "zeisel_descend": Input("zeisel_descend_1464x1000.h5ad", 720),
+    "pbmc4k": Input("pbmc4k_4271x2000.h5ad", 720),
+}
+# One run of the released TensorFlow 1 program each, seed 0, with `--nobn` (False) and with
+# `--bn False`, which reads as on (True).
+RELEASED = {
+    ("zeisel_ewce", 2, False): 0.534,
+    ("zeisel_ewce", 10, False): 0.598,
+    ("zeisel_ewce", 20, False): 0.370,
+    ("zeisel_ewce", 10, True): 0.364,
+    ("zeisel_descend", 2, False): 0.604,
+    ("zeisel_descend", 10, False): 0.897,
+    ("zeisel_descend", 20, False): 0.820,
+    ("zeisel_descend", 10, True): 0.616,
+    ("pbmc4k", 10, False): 0.740,
+    ("pbmc4k", 10, True): 0.672,
+}
+
+
+def cells(folder: Path, name: str) -> anndata.AnnData:
+    """Read an input: cells with counts, genes of highest variance in the order of the file."""
+    file, n_genes = INPUTS[name]
+    adata = anndata.read_h5ad(folder / file)
+    mean, mean_square = (np.asarray(x.mean(0)).ravel() for x in (adata.X, adata.X.power(2)))
+    genes = np.sort(np.argsort(mean**2 - mean_square, kind="stable")[:n_genes])
+    adata = adata[:, genes]
+    return adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
+
+
+def score(adata: anndata.AnnData, n_latent: int, batch_norm: bool, seed: int) -> dict[str, float]:
+    """Train the published program; cluster one sample of the codes of the test cells."""
+    dra_scvi.tl.dra(
+        adata,
+        n_latent=n_latent,
+        seed=seed,
+        preset="published",
+        accelerator="cpu",
+        model_kwargs={"batch_norm": batch_norm},
+        train_kwargs={"enable_progress_bar": False},
+    )
+    test = adata[adata.obs["dra_split"] == "test"]
+    return dra_scvi.metrics.clustering(test.obsm["X_dra"], test.obs["cell_type"], seed=0)
+
+
+def run(folder: Path, names: list[str], dimensions: list[int], seeds: range) -> None:
+    """Make the runs that the table lacks, seed by seed, and append a row for each."""
+    known = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=RUN)
+    done = set(known[RUN].itertuples(index=False, name=None))
+    wanted = [
+        (*setting, seed)
+        for seed in seeds
+        for setting in RELEASED
+        if setting[0] in names and setting[1] in dimensions and (*setting, seed) not in done
+    ]
+    for name, n_latent, batch_norm, seed in wanted:
+        adata = cells(folder, name)
+        start = time.process_time()
+        try:
+            scores: dict[str, float | str] = {"status": "ok"}
+            scores |= score(adata, n_latent, batch_norm, seed)
+        except TrainingDivergedError as error:  # a run that diverges is a result as well
+            scores = {"status": str(error)}
+        row = {
+            **dict(zip(RUN, (name, n_latent, batch_norm, seed), strict=True)),
+            "status": scores["status"],
+            "nmi": scores.get("nmi"),
+            "ari": scores.get("ari"),
+            "cpu_seconds": round(time.process_time() - start, 1),
+            **{p: version(p) for p in ("dra_scvi", "scvi-tools", "torch")},
+        }
+        is_new = not TABLE.exists()
+        with TABLE.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writerows([dict(zip(row, row, strict=True)), row] if is_new else [row])
+        print(*row.values(), flush=True)
+
+
+def summary() -> pd.DataFrame:
+    """Compare the spread over seeds with the released program's one run."""
+    table = pd.read_csv(TABLE)
+    nmi = table.groupby(RUN[:-1])["nmi"]
+    rows = nmi.agg(runs="count", mean="mean", sd="std", least="min", most="max")
+    rows["released"] = pd.Series(RELEASED)
+    rows["inside"] = rows["released"].between(rows["least"], rows["most"])
+    return rows.round(3)
+
+
+def main() -> None:
+    """Run and summarise."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=list(INPUTS))
+    parser.add_argument("--n-latent", nargs="+", type=int, default=[2, 10, 20])
+    parser.add_argument("--data", type=Path, default=os.environ.get("DRA_SCVI_DATA"))
+    parser.add_argument("--summary", action="store_true", help="only summarise the table")
+    arguments = parser.parse_args()
+    if not arguments.summary:
+        if arguments.data is None:
+            parser.error("--data or the environment variable DRA_SCVI_DATA must name a folder")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        run(arguments.data, arguments.inputs, arguments.n_latent, range(arguments.seeds))
+    print(summary().to_string())
+
+
+if __name__ == "__main__":
+    main()
