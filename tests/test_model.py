@@ -54,6 +54,28 @@ def test_training_separates_the_types(adata: AnnData) -> None:
 
 
 @pytest.mark.parametrize(
+    ("n_latent", "batch_key", "expected"),
+    [(10, None, 2), (2, None, 8), (10, "batch", 4), (2, "batch", 8)],
+)
+def test_default_epochs_follow_dimensions_and_batches(
+    adata: AnnData,
+    monkeypatch: pytest.MonkeyPatch,
+    n_latent: int,
+    batch_key: str | None,
+    expected: int,
+) -> None:
+    from dra_scvi import _model
+
+    monkeypatch.setattr(_model, "MIN_STEPS", 1)
+    monkeypatch.setattr(_model, "MIN_EPOCHS", 2)
+    monkeypatch.setattr(_model, "MAX_EPOCHS", 16)
+    DRA.setup_anndata(adata, batch_key=batch_key)
+    model = DRA(adata, n_hidden=8, n_latent=n_latent)
+    model.train(**QUIET)
+    assert model.trainer.max_epochs == expected
+
+
+@pytest.mark.parametrize(
     "convert",
     [
         pytest.param(lambda x: x.toarray(), id="dense"),
