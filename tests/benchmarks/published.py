@@ -122,7 +122,7 @@ def summary() -> pd.DataFrame:
     """Compare the spread over seeds with the released program's one run."""
     table = pd.read_csv(TABLE)
     nmi = table.groupby(RUN[:-1])["nmi"]
-    rows = nmi.agg(runs="count", mean="mean", sd="std", least="min", most="max")
+    rows = nmi.agg(runs="size", scored="count", mean="mean", sd="std", least="min", most="max")
     rows["released"] = pd.Series(RELEASED)
     rows["inside"] = rows["released"].between(rows["least"], rows["most"])
     return rows.round(3)
