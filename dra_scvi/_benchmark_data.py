@@ -280,9 +280,9 @@ def _select_genes(
 
 
 def _most_variable(counts: AnnData, n_genes: int) -> NDArray[np.bool_]:
-    logs = log_normalised(counts).X.astype(np.float64)
-    mean = np.asarray(logs.mean(axis=0)).ravel()
-    variance = np.asarray(logs.power(2).mean(axis=0)).ravel() - mean**2
+    from sklearn.utils.sparsefuncs import mean_variance_axis
+
+    _, variance = mean_variance_axis(log_normalised(counts).X.astype(np.float64), axis=0)
     chosen = np.zeros(counts.n_vars, dtype=bool)
     chosen[np.argsort(-variance, kind="stable")[:n_genes]] = True
     return chosen

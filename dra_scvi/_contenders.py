@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
+    from dra_scvi._benchmark_data import Cells
+
 __all__ = ["BUILT_IN", "Contender", "Embedded", "Task", "resolve"]
 
 Embed = Callable[["AnnData", int, int], "ArrayLike"]
@@ -66,8 +68,7 @@ class Contender:
     takes_epochs
         Whether the number of epochs can be set.
     facts
-        From the numbers of cells, dimensions and batches to what else decides the embedding:
-        defaults and versions.
+        From cells and dimensions to what else decides the embedding: defaults and versions.
     """
 
     name: str
@@ -75,21 +76,19 @@ class Contender:
     is_linear: bool = False
     is_deterministic: bool = False
     takes_epochs: bool = False
-    facts: Callable[[int, int, int], Mapping[str, Any]] = lambda *_: {}
+    facts: Callable[[Cells, int], Mapping[str, Any]] = lambda cells, n_latent: {}
 
-    def settings(self, n_cells: int, n_latent: int, n_batch: int) -> str:
+    def settings(self, cells: Cells, n_latent: int) -> str:
         """Digest what decides the embedding besides the task.
 
         Parameters
         ----------
-        n_cells
-            Number of cells, on which default epochs depend.
+        cells
+            Cells to embed, on whose number and batches default epochs depend.
         n_latent
             Dimensions, likewise.
-        n_batch
-            Number of batches, likewise.
         """
-        facts = dict(self.facts(n_cells, n_latent, n_batch))
+        facts = dict(self.facts(cells, n_latent))
         text = json.dumps(facts, sort_keys=True, default=repr)
         return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
@@ -212,22 +211,23 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _scvi_facts(*_: int) -> dict[str, Any]:
+def _scvi_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
     from scvi.model import SCVI
 
     return _facts(SCVI)
 
 
-def _ldvae_facts(*_: int) -> dict[str, Any]:
+def _ldvae_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
     from scvi.model import LinearSCVI
 
     return _facts(LinearSCVI)
 
 
-def _dra_facts(n_cells: int, n_latent: int, n_batch: int) -> dict[str, Any]:
+def _dra_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
     from dra_scvi._model import DRA, default_max_epochs
 
-    epochs = default_max_epochs(n_cells, n_latent=n_latent, n_batch=n_batch)
+    n_obs, n_batch = cells.counts.n_obs, cells.n_batches
+    epochs = default_max_epochs(n_obs, n_latent=n_latent, n_batch=n_batch)
     return {**_facts(DRA), "dra_scvi": version("dra_scvi"), "epochs": epochs}
 
 

@@ -67,14 +67,11 @@ def _dense(n_in: int, n_out: int) -> nn.Linear:
 def _hidden(
     n_in: int, widths: Sequence[int], dropout_rate: float, leak: float, batch_norm: bool
 ) -> nn.Sequential:
-    """Dense, leaky ReLU, dropout, per width; with `batch_norm` an affine map and no dropout."""
+    """Dense, leaky ReLU and dropout, or an affine map in place of that, for each width."""
     blocks: list[nn.Module] = []
     for n_input, n_out in zip([n_in, *widths[:-1]], widths, strict=True):
-        blocks.append(_dense(n_input, n_out))
-        if batch_norm:
-            blocks += [_Affine(n_out), nn.LeakyReLU(leak)]
-        else:
-            blocks += [nn.LeakyReLU(leak), nn.Dropout(dropout_rate)]
+        last = _Affine(n_out) if batch_norm else nn.Dropout(dropout_rate)
+        blocks += [_dense(n_input, n_out), nn.LeakyReLU(leak), last]
     return nn.Sequential(*blocks)
 
 

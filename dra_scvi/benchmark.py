@@ -318,7 +318,7 @@ class _Comparison:
             "n_latent": n_latent,
             "seed": seed,
             "max_epochs": self.plan.max_epochs if contender.takes_epochs else None,
-            "settings": contender.settings(counts.n_obs, n_latent, self.cells.n_batches),
+            "settings": contender.settings(self.cells, n_latent),
             "fingerprint": self.cells.fingerprint,
             "dra_scvi": version("dra_scvi"),
             "scvi_tools": version("scvi-tools"),

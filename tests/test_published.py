@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from scvi import REGISTRY_KEYS
+from torch import nn
 
 from dra_scvi import InvalidCountsError, PublishedDRA, TrainingDivergedError, presets
-from dra_scvi._published import PublishedPlan, _Windows, published_split
+from dra_scvi._published import PublishedPlan, _Affine, _Windows, published_split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,15 +151,22 @@ def test_the_second_discriminator_moves_nothing_but_itself(adata: AnnData) -> No
     assert {name.split(".")[0] for name in reached} == {"data_discriminator"}
 
 
-def test_batch_norm_on_means_an_affine_map_and_no_dropout(adata: AnnData) -> None:
-    def kinds(flag: bool) -> set[str]:
-        return {type(m).__name__ for m in make(adata, batch_norm=flag).module.modules()}
-
-    assert "Dropout" in kinds(False)
-    assert "_Affine" not in kinds(False)
-    assert "Dropout" not in kinds(True)
-    assert {"_Affine"} <= kinds(True)
-    assert "BatchNorm1d" not in kinds(True)
+@pytest.mark.parametrize(("flag", "last"), [(False, nn.Dropout), (True, _Affine)])
+def test_batch_norm_on_puts_an_affine_map_in_the_place_of_dropout(
+    adata: AnnData, flag: bool, last: type[nn.Module]
+) -> None:
+    module = make(adata, batch_norm=flag).module
+    stacks = [
+        module.z_encoder.hidden,
+        module.decoder.hidden,
+        module.latent_discriminator[0],
+        module.data_discriminator[0],
+    ]
+    for stack in stacks:
+        assert [type(layer) for layer in stack] == [nn.Linear, nn.LeakyReLU, last] * (
+            len(stack) // 3
+        )
+    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules())
 
 
 def test_networks_have_the_published_widths(adata: AnnData) -> None:

@@ -13,7 +13,6 @@ are in it are not made again. `results/SOURCES.md` says where the inputs come fr
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import os
 import time
@@ -24,6 +23,7 @@ from typing import NamedTuple
 import anndata
 import numpy as np
 import pandas as pd
+from sklearn.utils.sparsefuncs import mean_variance_axis
 
 import dra_scvi
 from dra_scvi import TrainingDivergedError
@@ -64,9 +64,8 @@ def cells(folder: Path, name: str) -> anndata.AnnData:
     """Read an input: cells with counts, genes of highest variance in the order of the file."""
     file, n_genes = INPUTS[name]
     adata = anndata.read_h5ad(folder / file)
-    mean, mean_square = (np.asarray(x.mean(0)).ravel() for x in (adata.X, adata.X.power(2)))
-    genes = np.sort(np.argsort(mean**2 - mean_square, kind="stable")[:n_genes])
-    adata = adata[:, genes]
+    _, variance = mean_variance_axis(adata.X.astype(np.float64), axis=0)
+    adata = adata[:, np.sort(np.argsort(-variance, kind="stable")[:n_genes])]
     return adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
 
 
@@ -111,10 +110,8 @@ def run(folder: Path, names: list[str], dimensions: list[int], seeds: range) -> 
             "cpu_seconds": round(time.process_time() - start, 1),
             **{p: version(p) for p in ("dra_scvi", "scvi-tools", "torch")},
         }
-        is_new = not TABLE.exists()
-        with TABLE.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            writer.writerows([dict(zip(row, row, strict=True)), row] if is_new else [row])
+        header = not TABLE.exists()
+        pd.DataFrame([row]).to_csv(TABLE, mode="a", header=header, index=False)
         print(*row.values(), flush=True)
 
 
