@@ -66,12 +66,6 @@ def test_differences_between_batches_do_not_count() -> None:
     torch.testing.assert_close(expression_axes(samples, shifted, means, groups), axes)
 
 
-def test_fewer_genes_than_dimensions() -> None:
-    axes = expression_axes(*problem(n_genes=2))
-    assert axes.shape == (4, 2) or axes.shape == (4, 4)
-    assert axes.isfinite().all()
-
-
 def test_codes_are_the_means_on_the_axes(adata: AnnData) -> None:
     DRA.setup_anndata(adata, batch_key="batch")
     model = DRA(adata, n_latent=4)
@@ -123,4 +117,5 @@ def test_differential_abundance_stays_in_the_coordinates_of_the_decoder(adata: A
 def test_fewer_genes_than_dimensions_leave_dimensions_empty(n_genes: int) -> None:
     axes = expression_axes(*problem(n_genes=n_genes))
     assert axes.shape == (4, 4)
+    assert axes.isfinite().all()
     assert np.linalg.matrix_rank(axes, tol=1e-8) <= n_genes
