@@ -18,7 +18,7 @@ import os
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anndata
 import numpy as np
@@ -84,35 +84,32 @@ def score(adata: anndata.AnnData, n_latent: int, batch_norm: bool, seed: int) ->
     return dra_scvi.metrics.clustering(test.obsm["X_dra"], test.obs["cell_type"], seed=0)
 
 
+def outcome(adata: anndata.AnnData, n_latent: int, batch_norm: bool, seed: int) -> dict[str, Any]:
+    """Scores of one run, or why it has none, and what it took."""
+    start = time.process_time()
+    try:
+        scores = score(adata, n_latent, batch_norm, seed)
+        row = {"status": "ok", "nmi": scores["nmi"], "ari": scores["ari"]}
+    except TrainingDivergedError as error:  # a run that diverges is a result as well
+        row = {"status": str(error), "nmi": None, "ari": None}
+    row["cpu_seconds"] = round(time.process_time() - start, 1)
+    return row | {package: version(package) for package in ("dra_scvi", "scvi-tools", "torch")}
+
+
 def run(folder: Path, names: list[str], dimensions: list[int], seeds: range) -> None:
     """Make the runs that the table lacks, seed by seed, and append a row for each."""
     known = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=RUN)
     done = set(known[RUN].itertuples(index=False, name=None))
-    wanted = [
-        (*setting, seed)
-        for seed in seeds
-        for setting in RELEASED
-        if setting[0] in names and setting[1] in dimensions and (*setting, seed) not in done
-    ]
-    for name, n_latent, batch_norm, seed in wanted:
-        adata = cells(folder, name)
-        start = time.process_time()
-        try:
-            scores: dict[str, float | str] = {"status": "ok"}
-            scores |= score(adata, n_latent, batch_norm, seed)
-        except TrainingDivergedError as error:  # a run that diverges is a result as well
-            scores = {"status": str(error)}
-        row = {
-            **dict(zip(RUN, (name, n_latent, batch_norm, seed), strict=True)),
-            "status": scores["status"],
-            "nmi": scores.get("nmi"),
-            "ari": scores.get("ari"),
-            "cpu_seconds": round(time.process_time() - start, 1),
-            **{p: version(p) for p in ("dra_scvi", "scvi-tools", "torch")},
-        }
-        header = not TABLE.exists()
-        pd.DataFrame([row]).to_csv(TABLE, mode="a", header=header, index=False)
-        print(*row.values(), flush=True)
+    for seed in seeds:
+        for name, n_latent, batch_norm in RELEASED:
+            setting = (name, n_latent, batch_norm, seed)
+            if name not in names or n_latent not in dimensions or setting in done:
+                continue
+            row = dict(zip(RUN, setting, strict=True))
+            row |= outcome(cells(folder, name), n_latent, batch_norm, seed)
+            header = not TABLE.exists()
+            pd.DataFrame([row]).to_csv(TABLE, mode="a", header=header, index=False)
+            print(*row.values(), flush=True)
 
 
 def summary() -> pd.DataFrame:
