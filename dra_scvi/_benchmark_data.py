@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["Cells", "check_input", "log_normalised", "prepare"]
+__all__ = ["Cells", "check_input", "log_normalised", "most_variable", "prepare"]
 
 logger = logging.getLogger("dra_scvi")
 
@@ -213,6 +213,29 @@ def variable_genes(
     return list(_select_genes(counts, n_genes, batch_key, "input")[0].var_names)
 
 
+def most_variable(matrix: sparse.csr_matrix, n_genes: int) -> NDArray[np.bool_]:
+    """Tell which columns have the highest variance, the first ones among equals.
+
+    Parameters
+    ----------
+    matrix
+        Values of ``(n_cells, n_genes)``.
+    n_genes
+        Number of columns to choose.
+
+    Examples
+    --------
+    >>> most_variable(sparse.csr_matrix([[0.0, 1.0, 4.0], [0.0, 2.0, 0.0]]), 2).tolist()
+    [False, True, True]
+    """
+    from sklearn.utils.sparsefuncs import mean_variance_axis
+
+    _, variance = mean_variance_axis(matrix.astype(np.float64), axis=0)
+    chosen = np.zeros(matrix.shape[1], dtype=bool)
+    chosen[np.argsort(-variance, kind="stable")[:n_genes]] = True
+    return chosen
+
+
 def _bare_counts(adata: AnnData, columns: list[str | None], layer: str | None) -> AnnData:
     import anndata
     import pandas as pd
@@ -274,18 +297,9 @@ def _select_genes(
             UserWarning,
             stacklevel=1,
         )
-        chosen, how = _most_variable(counts, n_genes), "variance"
+        chosen, how = most_variable(log_normalised(counts).X, n_genes), "variance"
     logger.info("%s: kept %d of %d genes, by %s", name, chosen.sum(), counts.n_vars, how)
     return counts[:, chosen].copy(), how
-
-
-def _most_variable(counts: AnnData, n_genes: int) -> NDArray[np.bool_]:
-    from sklearn.utils.sparsefuncs import mean_variance_axis
-
-    _, variance = mean_variance_axis(log_normalised(counts).X.astype(np.float64), axis=0)
-    chosen = np.zeros(counts.n_vars, dtype=bool)
-    chosen[np.argsort(-variance, kind="stable")[:n_genes]] = True
-    return chosen
 
 
 def _first_line(error: Exception) -> str:

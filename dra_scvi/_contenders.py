@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -157,22 +158,13 @@ def _fa(counts: AnnData, task: Task) -> Embedded:
     return Embedded(model.fit_transform(log_normalised(counts).X.toarray()))
 
 
-def _scvi(counts: AnnData, task: Task) -> Embedded:
-    from scvi.model import SCVI
-
-    return _train(SCVI, counts, task)
-
-
-def _ldvae(counts: AnnData, task: Task) -> Embedded:
-    from scvi.model import LinearSCVI
-
-    return _train(LinearSCVI, counts, task)
-
-
-def _train(model_cls: Any, counts: AnnData, task: Task) -> Embedded:
+def _upstream(name: str, counts: AnnData, task: Task) -> Embedded:
     """Train a model of scvi-tools as its defaults say."""
+    import scvi
+
     from dra_scvi import tl
 
+    model_cls = getattr(scvi.model, name)
     with tl._seeded(task.seed), _quiet():
         model_cls.setup_anndata(counts, batch_key=task.batch_key)
         model = model_cls(counts, n_latent=task.n_latent)
@@ -211,16 +203,10 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _scvi_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
-    from scvi.model import SCVI
+def _upstream_facts(name: str, cells: Cells, n_latent: int) -> dict[str, Any]:
+    import scvi
 
-    return _facts(SCVI)
-
-
-def _ldvae_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
-    from scvi.model import LinearSCVI
-
-    return _facts(LinearSCVI)
+    return _facts(getattr(scvi.model, name))
 
 
 def _dra_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
@@ -250,7 +236,15 @@ def _defaults(of: Any, of_class: bool = True) -> dict[str, str]:
 BUILT_IN: dict[str, dict[str, Any]] = {
     "pca": {"embed": _pca, "is_linear": True, "is_deterministic": True},
     "fa": {"embed": _fa, "is_linear": True},
-    "scvi": {"embed": _scvi, "takes_epochs": True, "facts": _scvi_facts},
-    "ldvae": {"embed": _ldvae, "takes_epochs": True, "facts": _ldvae_facts},
+    "scvi": {
+        "embed": partial(_upstream, "SCVI"),
+        "takes_epochs": True,
+        "facts": partial(_upstream_facts, "SCVI"),
+    },
+    "ldvae": {
+        "embed": partial(_upstream, "LinearSCVI"),
+        "takes_epochs": True,
+        "facts": partial(_upstream_facts, "LinearSCVI"),
+    },
     "dra": {"embed": _dra, "takes_epochs": True, "facts": _dra_facts},
 }
