@@ -128,6 +128,9 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         What the discriminators estimate: `"bhattacharyya"` or `"jensen-shannon"`.
     n_hidden_discriminator
         Width of each hidden layer of both discriminators.
+    n_neighbors
+        Training cells around a code, to whose mean :meth:`get_latent_representation` moves it;
+        0 for none.
     **kwargs
         Further arguments of :class:`~scvi.module.VAE`.
 
@@ -170,6 +173,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         prior_anchor: float = 0.5,
         divergence: DivergenceName = "bhattacharyya",
         n_hidden_discriminator: Sequence[int] = (64,),
+        n_neighbors: int = 30,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -188,6 +192,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
             prior_anchor=prior_anchor,
             divergence=divergence,
             n_hidden_discriminator=n_hidden_discriminator,
+            n_neighbors=n_neighbors,
             **kwargs,
         )
         self._model_summary_string = (
@@ -230,7 +235,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         self._calibrate()
 
     def _calibrate(self) -> None:
-        """Put codes on the axes of the expression they predict; a query keeps its reference's.
+        """Take from the cells how codes are embedded; a query keeps what its reference took.
 
         Raises
         ------
@@ -242,7 +247,8 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         if not has_axes or is_query or self.adata is None:
             return
         adata = self._validate_anndata()
-        cells = np.arange(0, adata.n_obs, math.ceil(adata.n_obs / CALIBRATION_CELLS))
+        n_cells = min(adata.n_obs, CALIBRATION_CELLS)
+        cells = np.arange(n_cells) * adata.n_obs // n_cells  # evenly spaced
         loader = self._make_data_loader(adata, cells, batch_size=INFERENCE_BATCH_SIZE)
         epoch, step = max(self.trainer.current_epoch - 1, 0), self.trainer.fit_loop.batch_idx
         try:
@@ -303,13 +309,15 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         dataloader: Iterator[dict[str, Tensor | None]] | None = None,
         **data_loader_kwargs: Any,
     ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the codes of cells: the mean of q(z|x), shape ``(n_cells, n_latent)``.
+        """Return the codes of cells, shape ``(n_cells, n_latent)``.
 
-        Codes come on the axes that training ends with
-        (:func:`~dra_scvi._axes.expression_axes`): a distance between two is the distance between
-        the log-normalised profiles that they predict, and the dimensions are principal components,
-        in order. ``return_dist=True`` gives q(z|x) itself, in the coordinates of the decoder;
-        ``model.module.code_axes`` is what its means are multiplied with.
+        The mean of q(z|x) is moved to where the training cells that are like it lie on average,
+        those of every batch alike (:class:`~dra_scvi._neighborhood.Neighborhood`), and put on the
+        axes that training ends with (:func:`~dra_scvi._axes.expression_axes`): a distance between
+        two codes is the distance between the log-normalised profiles that they predict, and the
+        dimensions are principal components, in order. ``DRA(adata, n_neighbors=0)`` leaves the
+        first step out; ``return_dist=True`` gives q(z|x) itself, in the coordinates of the
+        decoder, and ``model.module.embed`` makes the former of the latter.
 
         Counts in memory are encoded in large minibatches, without drawing codes.
 
@@ -320,7 +328,8 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         indices
             Cells to embed; `None` for all.
         give_mean
-            Whether to return the mean of q(z|x), rather than one code drawn from it.
+            Whether to go by the mean of q(z|x). Otherwise one code is drawn from it for each cell,
+            and only put on the axes.
         mc_samples
             Number of codes that the mean is estimated from where it has no closed form
             (`latent_distribution="ln"`).
@@ -363,7 +372,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
             codes = codes if return_dist else codes[0]
         if return_dist or not self._uses_code_axes or not isinstance(self.module, DRAVAE):
             return codes
-        return codes @ self.module.code_axes.cpu().numpy()
+        return self.module.embed(torch.from_numpy(codes), average=give_mean).cpu().numpy()
 
     def _posterior(
         self, rows: dict[str, Rows], cells: NDArray[np.int64], batch_size: int

@@ -17,6 +17,7 @@ from dra_scvi._axes import expression_axes
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._likelihood import count_log_prob, log_counts, log_expression
 from dra_scvi._matching import DIVERGENCES, scale_gradient
+from dra_scvi._neighborhood import Neighborhood
 from dra_scvi._networks import Discriminator, set_decoder_widths, set_widths
 from dra_scvi._priors import PRIORS, MixturePrior, NormalPrior, Prior, default_prior
 
@@ -87,6 +88,8 @@ class DRAVAE(VAE):
         What the discriminators estimate: `"bhattacharyya"` or `"jensen-shannon"`.
     n_hidden_discriminator
         Width of each hidden layer of both discriminators.
+    n_neighbors
+        Training cells around a code, to whose mean :meth:`embed` moves it; 0 for none.
     **vae_kwargs
         Further arguments of :class:`~scvi.module.VAE`.
 
@@ -119,6 +122,7 @@ class DRAVAE(VAE):
         prior_anchor: float = 0.5,
         divergence: DivergenceName = "bhattacharyya",
         n_hidden_discriminator: Sequence[int] = (64,),
+        n_neighbors: int = 30,
         **vae_kwargs: Any,
     ) -> None:
         widths = [n_hidden] * n_layers if isinstance(n_hidden, int) else list(n_hidden)
@@ -145,6 +149,7 @@ class DRAVAE(VAE):
         self.divergence = _choose(DIVERGENCES, "divergence", divergence)
         self.code_axes: Tensor
         self.register_buffer("code_axes", torch.eye(n_latent))
+        self.neighborhood = Neighborhood(n_latent, n_neighbors)
         make = self._discriminator_cls
         self.latent_discriminator = make(n_latent, n_hidden_discriminator, n_batch)
         self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)
@@ -195,10 +200,12 @@ class DRAVAE(VAE):
         return encoder(torch.cat(inputs, -1) if len(inputs) > 1 else log_x, *categories)
 
     def calibrate(self, minibatches: Iterable[dict[str, Tensor]]) -> bool:
-        """Set :attr:`code_axes` to the axes of the expression that codes of some cells predict.
+        """Take what :meth:`embed` goes by from some cells.
 
-        Expression is ``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, the scale of
-        log-normalised counts, or the mean under a normal likelihood.
+        :attr:`neighborhood` learns from their codes, :attr:`code_axes` are the axes of the
+        expression that their codes predict. Expression is ``ln(1 + 10⁴ ρ)`` with ρ the decoder's
+        share of each gene, the scale of log-normalised counts, or the mean under a normal
+        likelihood.
 
         Parameters
         ----------
@@ -207,7 +214,7 @@ class DRAVAE(VAE):
 
         Returns
         -------
-        Whether codes and expression are finite; the axes are left alone if not.
+        Whether codes and expression are finite; all is left as it was if not.
         """
         parts = []
         with torch.inference_mode(), torch.random.fork_rng():
@@ -223,8 +230,31 @@ class DRAVAE(VAE):
             whole = [torch.cat(part) for part in zip(*parts, strict=True)]
         is_finite = all(bool(torch.isfinite(part).all()) for part in whole)
         if is_finite:
-            self.code_axes.copy_(expression_axes(*whole))
+            samples, expression, means, batches = whole
+            self.neighborhood.fit(means, batches)
+            averages = self.neighborhood(means.to(self.code_axes)).to(means)
+            self.code_axes.copy_(expression_axes(samples, expression, averages, batches))
         return is_finite
+
+    @torch.inference_mode()
+    def embed(self, codes: Tensor, average: bool = True) -> Tensor:
+        """Put codes, shape ``(n_cells, n_latent)``, where distances mean most.
+
+        Parameters
+        ----------
+        codes
+            Codes in the coordinates of the decoder.
+        average
+            Whether to move them to the mean of the codes of similar training cells
+            (:class:`~dra_scvi._neighborhood.Neighborhood`), before they are put on
+            :attr:`code_axes`.
+
+        Returns
+        -------
+        Shape ``(n_cells, n_latent)``.
+        """
+        codes = codes.to(self.code_axes)
+        return (self.neighborhood(codes) if average else codes) @ self.code_axes
 
     @property
     def gene_weight(self) -> Tensor:

@@ -68,7 +68,7 @@ def test_differences_between_batches_do_not_count() -> None:
 
 def test_codes_are_the_means_on_the_axes(adata: AnnData) -> None:
     DRA.setup_anndata(adata, batch_key="batch")
-    model = DRA(adata, n_latent=4)
+    model = DRA(adata, n_latent=4, n_neighbors=0)
     assert torch.equal(model.module.code_axes, torch.eye(4))
     torch.manual_seed(0)
     model.train(2, **QUIET)
