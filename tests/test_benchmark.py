@@ -565,7 +565,7 @@ def test_rows_of_other_epochs_or_defaults_are_not_kept(
     compare(adata, max_epochs=2, **options)
     assert seen == ["scvi", "dra"]
     seen.clear()
-    monkeypatch.setattr(DRA.__init__, "__defaults__", (*DRA.__init__.__defaults__[:-1], (32,)))
+    monkeypatch.setattr(DRA.__init__, "__defaults__", (*DRA.__init__.__defaults__[:-1], 10))
     compare(adata, **options)
     assert seen == ["dra"]
     seen.clear()
