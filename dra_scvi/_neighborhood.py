@@ -96,7 +96,7 @@ class Neighborhood(nn.Module):
         groups
             Batch of each, shape ``(n_cells,)``.
         """
-        codes, groups = codes.double().cpu(), groups.cpu()
+        codes, groups = codes.cpu().double(), groups.cpu()
         n_neighbors = min(self.n_neighbors, int(MAX_SHARE * len(codes)))
         self.weights.zero_()
         if not n_neighbors:
