@@ -25,6 +25,7 @@ from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._getters import GetterMixin
 from dra_scvi._module import DRAVAE
+from dra_scvi._neighborhood import evenly_spaced
 from dra_scvi._persistence import PersistenceMixin
 from dra_scvi._registration import CountsField, CountsManager
 from dra_scvi._training_plan import DualMatchingPlan
@@ -247,8 +248,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         if not has_axes or is_query or self.adata is None:
             return
         adata = self._validate_anndata()
-        n_cells = min(adata.n_obs, CALIBRATION_CELLS)
-        cells = np.arange(n_cells) * adata.n_obs // n_cells  # evenly spaced
+        cells = evenly_spaced(adata.n_obs, CALIBRATION_CELLS).numpy()
         loader = self._make_data_loader(adata, cells, batch_size=INFERENCE_BATCH_SIZE)
         epoch, step = max(self.trainer.current_epoch - 1, 0), self.trainer.fit_loop.batch_idx
         try:

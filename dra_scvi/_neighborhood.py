@@ -80,6 +80,8 @@ class Neighborhood(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return f of codes, shape ``(n_cells, n_latent)``."""
+        if not self.n_neighbors:
+            return codes
         parts = [
             part + _kernel(part, self.centres, self.radius) @ self.weights
             for part in codes.split(CHUNK)  # a kernel of all cells would fill the memory
@@ -105,8 +107,8 @@ class Neighborhood(nn.Module):
         if not radius > 0:  # most codes are equal
             return
         shift = local_means(codes, groups, self.n_neighbors) - codes
-        n = min(len(codes), N_CENTRES)
-        centres = codes[torch.arange(n) * len(codes) // n]
+        centres = codes[evenly_spaced(len(codes), N_CENTRES)]
+        n = len(centres)
         kernel = _kernel(codes, centres, radius)
         gram = kernel.T @ kernel
         ridge = RIDGE * gram.diagonal().mean() * torch.eye(n, dtype=gram.dtype)
@@ -209,6 +211,18 @@ def radii(codes: Tensor, n_neighbors: int) -> Tensor:
     tensor([1., 1., 2.])
     """
     return torch.cdist(codes, codes).topk(n_neighbors + 1, largest=False).values[:, -1]
+
+
+def evenly_spaced(n_cells: int, at_most: int) -> Tensor:
+    """Choose some of `n_cells` cells, in order and as far apart as they can be.
+
+    Examples
+    --------
+    >>> evenly_spaced(5, at_most=2), evenly_spaced(3, at_most=9)
+    (tensor([0, 2]), tensor([0, 1, 2]))
+    """
+    n = min(n_cells, at_most)
+    return torch.arange(n) * n_cells // n
 
 
 def _kernel(codes: Tensor, centres: Tensor, radius: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ name of the variant. Variants in `BATCHES` are scored with `batch_key`, by scib-
 from __future__ import annotations
 
 import argparse
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import anndata
 import pandas as pd
-import scvi
 import torch
+from _arguments import parsed
 
 import dra_scvi
+from dra_scvi._contenders import BUILT_IN, Task
 from dra_scvi._model import CALIBRATION_CELLS
-from dra_scvi._neighborhood import Neighborhood
+from dra_scvi._neighborhood import Neighborhood, evenly_spaced
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,14 +68,11 @@ def variant(
 
 def scvi_with_neighbors(counts: AnnData, n_latent: int, seed: int) -> NDArray[Any]:
     """Return codes of scVI, moved as those of DRA are: what of the lead is due to that step."""
-    scvi.settings.seed = seed
-    scvi.model.SCVI.setup_anndata(counts)
-    model = scvi.model.SCVI(counts, n_latent=n_latent)
-    model.train(accelerator="cpu", enable_progress_bar=False)
-    codes = torch.from_numpy(model.get_latent_representation())
-    n = min(len(codes), CALIBRATION_CELLS)
+    task = Task(n_latent, seed, batch_key=None, max_epochs=None, accelerator="cpu")
+    codes = torch.from_numpy(BUILT_IN["scvi"]["embed"](counts, task).points)
+    some = codes[evenly_spaced(len(codes), CALIBRATION_CELLS)]
     neighborhood = Neighborhood(n_latent, n_neighbors=30)
-    neighborhood.fit(codes[torch.arange(n) * len(codes) // n], torch.zeros(n))
+    neighborhood.fit(some, torch.zeros(len(some)))
     return neighborhood(codes).numpy()
 
 
@@ -163,12 +160,8 @@ def main() -> None:
     everything = list(dict.fromkeys([*VARIANTS, *BATCHES]))
     parser.add_argument("--variants", nargs="+", choices=everything, default=everything)
     parser.add_argument("--only", choices=["one-batch", "batches"])
-    parser.add_argument("--data", type=Path, default=os.environ.get("DRA_SCVI_DATA"))
-    parser.add_argument("--summary", action="store_true", help="only summarise the table")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if not arguments.summary:
-        if arguments.data is None:
-            parser.error("--data or the environment variable DRA_SCVI_DATA must name a folder")
         warnings.simplefilter("ignore")  # of gene selection, the same for every variant
         if arguments.only != "batches":
             run(arguments.data, arguments.variants, arguments.seeds, None)

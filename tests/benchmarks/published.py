@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import anndata
 import pandas as pd
 import scanpy as sc
+from _arguments import parsed
 
 import dra_scvi
 from dra_scvi import TrainingDivergedError
@@ -128,12 +128,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=list(INPUTS))
     parser.add_argument("--n-latent", nargs="+", type=int, default=[2, 10, 20])
-    parser.add_argument("--data", type=Path, default=os.environ.get("DRA_SCVI_DATA"))
-    parser.add_argument("--summary", action="store_true", help="only summarise the table")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if not arguments.summary:
-        if arguments.data is None:
-            parser.error("--data or the environment variable DRA_SCVI_DATA must name a folder")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         run(arguments.data, arguments.inputs, arguments.n_latent, range(arguments.seeds))
     print(summary().to_string())

@@ -1,0 +1,20 @@
+"""Arguments of the scripts here that go on with a table of runs on the labelled sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+
+def parsed(parser: ArgumentParser) -> Namespace:
+    """Add `--data` and `--summary`, parse, and refuse to run without a folder of data."""
+    parser.add_argument("--data", type=Path, default=os.environ.get("DRA_SCVI_DATA"))
+    parser.add_argument("--summary", action="store_true", help="only summarise the table")
+    arguments = parser.parse_args()
+    if not arguments.summary and arguments.data is None:
+        parser.error("--data or the environment variable DRA_SCVI_DATA must name a folder")
+    return arguments
