@@ -1,4 +1,4 @@
-"""Axes on which distances between codes are those between the expression that they stand for."""
+"""Axes of codes: their directions and lengths, from the expression that codes stand for."""
 
 from __future__ import annotations
 
@@ -61,6 +61,41 @@ def expression_axes(samples: Tensor, expression: Tensor, means: Tensor, groups: 
     axes = axes @ rotation.flip(-1)
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     return axes * torch.where(largest < 0, -1.0, 1.0)
+
+
+def tempered(axes: Tensor, means: Tensor, groups: Tensor) -> Tensor:
+    r"""Axes whose lengths are halfway, on a log scale, between their own and equal ones.
+
+    .. math:: m_j \sqrt{\sigma_1 / \sigma_j}
+
+    for axes :math:`m_j` along which codes have standard deviations :math:`\sigma_j`, the first
+    the largest. What changes most genes, often the depth or an unnamed batch, need not be what
+    tells cells apart, and what hardly changes any need not matter.
+
+    Parameters
+    ----------
+    axes
+        Principal axes, shape ``(n_latent, n_latent)``, in columns.
+    means
+        Codes, shape ``(n_cells, n_latent)``.
+    groups
+        Batch of each cell, shape ``(n_cells,)``: differences between batches do not count.
+
+    Returns
+    -------
+    Shape ``(n_latent, n_latent)``. An axis on which codes are equal stays as it is.
+
+    Examples
+    --------
+    >>> codes = torch.tensor([[9.0, 0.0], [0.0, 1.0], [-9.0, 0.0], [0.0, -1.0]])
+    >>> tempered(torch.eye(2), codes, torch.zeros(4))
+    tensor([[1., 0.],
+            [0., 3.]])
+    """
+    codes = _within(means.double().cpu(), groups.cpu()) @ axes.double().cpu()
+    share = codes.std(0) / codes.std(0).max()
+    tiny = torch.finfo(axes.dtype).eps
+    return axes * torch.where(share > tiny, share, 1.0).rsqrt().to(axes)
 
 
 def _within(rows: Tensor, groups: Tensor) -> Tensor:

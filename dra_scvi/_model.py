@@ -105,7 +105,8 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
     n_latent
         Dimensions of the latent space.
     n_layers
-        Number of hidden layers; ignored when `n_hidden` is a list.
+        Number of hidden layers; `None` for one, or for two with two latent dimensions or fewer.
+        Ignored when `n_hidden` is a list.
     dropout_rate
         Dropout rate of the encoder.
     dispersion
@@ -163,7 +164,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         registry: dict | None = None,
         n_hidden: int | Sequence[int] = 128,
         n_latent: int = 10,
-        n_layers: int = 1,
+        n_layers: int | None = None,
         dropout_rate: float = 0.1,
         dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
         gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
@@ -313,11 +314,12 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
 
         The mean of q(z|x) is moved to where the training cells that are like it lie on average,
         those of every batch alike (:class:`~dra_scvi._neighborhood.Neighborhood`), and put on the
-        axes that training ends with (:func:`~dra_scvi._axes.expression_axes`): a distance between
-        two codes is the distance between the log-normalised profiles that they predict, and the
-        dimensions are principal components, in order. ``DRA(adata, n_neighbors=0)`` leaves the
-        first step out; ``return_dist=True`` gives q(z|x) itself, in the coordinates of the
-        decoder, and ``model.module.embed`` makes the former of the latter.
+        axes that training ends with: principal components by the distance between the
+        log-normalised profiles that codes predict (:func:`~dra_scvi._axes.expression_axes`), in
+        order, their lengths tempered (:func:`~dra_scvi._axes.tempered`).
+        ``DRA(adata, n_neighbors=0)`` leaves the first step out; ``return_dist=True`` gives q(z|x)
+        itself, in the coordinates of the decoder, and ``model.module.embed`` makes the former of
+        the latter.
 
         Counts in memory are encoded in large minibatches, without drawing codes.
 

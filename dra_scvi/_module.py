@@ -13,7 +13,7 @@ from scvi.module.base import LossOutput, auto_move_data
 from torch.distributions import Poisson, kl_divergence
 from torch.func import functional_call
 
-from dra_scvi._axes import expression_axes
+from dra_scvi._axes import expression_axes, tempered
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._likelihood import count_log_prob, log_counts, log_expression
 from dra_scvi._matching import DIVERGENCES, scale_gradient
@@ -33,6 +33,8 @@ DivergenceName = Literal["bhattacharyya", "jensen-shannon"]
 # looks at a part of each minibatch, whose cells come in random order.
 DATA_SHARE = 0.25
 MIN_DATA_CELLS = 32
+# a plane, into which cells have to be folded
+FLAT_N_LATENT = 2
 
 
 class DRAVAE(VAE):
@@ -61,7 +63,8 @@ class DRAVAE(VAE):
     n_latent
         Dimensions of a code.
     n_layers
-        Number of hidden layers; ignored when `n_hidden` is a list.
+        Number of hidden layers; `None` for one, or for two with two latent dimensions or fewer.
+        Ignored when `n_hidden` is a list.
     n_continuous_cov
         Number of continuous covariates.
     n_cats_per_cov
@@ -109,7 +112,7 @@ class DRAVAE(VAE):
         n_labels: int = 0,
         n_hidden: int | Sequence[int] = 128,
         n_latent: int = 10,
-        n_layers: int = 1,
+        n_layers: int | None = None,
         n_continuous_cov: int = 0,
         n_cats_per_cov: list[int] | None = None,
         dropout_rate: float = 0.1,
@@ -125,6 +128,8 @@ class DRAVAE(VAE):
         n_neighbors: int = 30,
         **vae_kwargs: Any,
     ) -> None:
+        if n_layers is None:
+            n_layers = 2 if n_latent <= FLAT_N_LATENT else 1
         widths = [n_hidden] * n_layers if isinstance(n_hidden, int) else list(n_hidden)
         super().__init__(
             n_input,
@@ -203,9 +208,9 @@ class DRAVAE(VAE):
         """Take what :meth:`embed` goes by from some cells.
 
         :attr:`neighborhood` learns from their codes, :attr:`code_axes` are the axes of the
-        expression that their codes predict. Expression is ``ln(1 + 10⁴ ρ)`` with ρ the decoder's
-        share of each gene, the scale of log-normalised counts, or the mean under a normal
-        likelihood.
+        expression that their codes predict, their lengths tempered. Expression is
+        ``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, the scale of log-normalised
+        counts, or the mean under a normal likelihood.
 
         Parameters
         ----------
@@ -233,7 +238,8 @@ class DRAVAE(VAE):
             samples, expression, means, batches = whole
             self.neighborhood.fit(means, batches)
             averages = self.neighborhood(means.to(self.code_axes)).to(means)
-            self.code_axes.copy_(expression_axes(samples, expression, averages, batches))
+            axes = expression_axes(samples, expression, averages, batches)
+            self.code_axes.copy_(tempered(axes, averages, batches))
         return is_finite
 
     @torch.inference_mode()

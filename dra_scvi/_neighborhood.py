@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 # of one size whatever the data, so that any state can be loaded
 N_CENTRES = 512
-RIDGE = 1e-4
+# a rougher map moves codes onto the chance clumps among the training cells
+RIDGE = 1e-3
 # at most this share of a batch is a neighbourhood, at least so many cells if there are as many
 MAX_SHARE = 0.1
 MIN_NEIGHBORS = 3

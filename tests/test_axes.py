@@ -11,7 +11,7 @@ from scipy.spatial.distance import pdist
 from sklearn.linear_model import LinearRegression
 
 from dra_scvi import DRA
-from dra_scvi._axes import expression_axes
+from dra_scvi._axes import expression_axes, tempered
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,6 +57,31 @@ def test_a_stretch_that_the_decoder_undoes_changes_nothing() -> None:
     stretched = [rows @ stretch for rows in (samples, means)]
     others = stretched[1] @ expression_axes(stretched[0], expression, stretched[1], groups)
     np.testing.assert_allclose(pdist(others.numpy()), pdist(codes.numpy()), rtol=1e-6)
+
+
+def test_tempered_lengths_are_square_roots_up_to_one_factor() -> None:
+    samples, expression, means, groups = problem()
+    axes = expression_axes(samples, expression, means, groups)
+    within = means.clone()
+    for group in groups.unique():
+        within[groups == group] -= within[groups == group].mean(0)
+    before, after = ((within @ found).std(0) for found in (axes, tempered(axes, means, groups)))
+    torch.testing.assert_close(after, (before * before[0]).sqrt())
+
+
+def test_tempered_axes_keep_their_directions() -> None:
+    samples, expression, means, groups = problem()
+    axes = expression_axes(samples, expression, means, groups)
+    found = tempered(axes, means, groups)
+    cosines = torch.nn.functional.cosine_similarity(axes, found, dim=0)
+    torch.testing.assert_close(cosines, torch.ones_like(cosines))
+
+
+def test_codes_that_are_equal_are_not_tempered() -> None:
+    axes = torch.eye(3)
+    assert torch.equal(tempered(axes, torch.ones(9, 3), torch.zeros(9)), axes)
+    flat = torch.tensor([[1.0, 0.0, 5.0], [-1.0, 0.0, 5.0]])
+    assert torch.equal(tempered(axes, flat, torch.zeros(2)), axes)
 
 
 def test_differences_between_batches_do_not_count() -> None:

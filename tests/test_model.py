@@ -198,9 +198,11 @@ def test_every_argument_of_scvi_is_taken(adata: AnnData) -> None:
     import inspect
 
     ours, theirs = (inspect.signature(cls.__init__).parameters for cls in (DRA, SCVI))
+    chosen_by_dimensions = {"n_layers": None}
     for name, parameter in theirs.items():
         if parameter.kind is not parameter.VAR_KEYWORD:
-            assert ours[name].default == parameter.default, name
+            expected = chosen_by_dimensions.get(name, parameter.default)
+            assert ours[name].default == expected, name
     for method in ("setup_anndata", "train", "get_latent_representation"):
         ours, theirs = (inspect.signature(getattr(c, method)).parameters for c in (DRA, SCVI))
         assert list(theirs) == [n for n in ours if n in theirs], method

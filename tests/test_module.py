@@ -241,6 +241,18 @@ def test_hidden_layers_of_unequal_width() -> None:
     assert output.loss.isfinite()
 
 
+@pytest.mark.parametrize(
+    ("n_latent", "given", "expected"),
+    [(1, None, 2), (2, None, 2), (3, None, 1), (10, None, 1), (2, 1, 1)],
+)
+def test_two_dimensions_have_two_hidden_layers(
+    n_latent: int, given: int | None, expected: int
+) -> None:
+    module = build(n_latent=n_latent, n_layers=given)
+    for network in (module.z_encoder.encoder, module.decoder.px_decoder):
+        assert len(network.fc_layers) == expected
+
+
 def test_equal_widths_are_scvis_layers() -> None:
     listed, counted = build(n_hidden=[8, 8]), build(VAE, n_hidden=8, n_layers=2)
     expected = {n: p.shape for n, p in counted.named_parameters()}
