@@ -93,7 +93,8 @@ def tempered(axes: Tensor, means: Tensor, groups: Tensor) -> Tensor:
             [0., 3.]])
     """
     codes = _within(means.double().cpu(), groups.cpu()) @ axes.double().cpu()
-    share = codes.std(0) / codes.std(0).max()
+    lengths = codes.std(0)
+    share = lengths / lengths.max()
     tiny = torch.finfo(axes.dtype).eps
     return axes * torch.where(share > tiny, share, 1.0).rsqrt().to(axes)
 
