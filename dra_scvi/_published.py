@@ -236,6 +236,8 @@ class PublishedVAE(VAE):
         else:
             reconstruction = -px.log_prob(x).sum(-1)
         qz, ql = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.QL_KEY]
+        # infinite where the variance of a code underflows, which makes 0 · KL a NaN: there, the
+        # released gradient, by the square root of that variance, is one as well
         kl_z = kl_divergence(qz, generative_outputs[MODULE_KEYS.PZ_KEY]).sum(-1)
         kl_l = kl_divergence(ql, generative_outputs[MODULE_KEYS.PL_KEY]).sum(-1)
         return LossOutput(
