@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -22,23 +23,23 @@ import dra_scvi
 SPECTRA = "scspectra==0.2.1"
 
 
-def spectra(folder: Path) -> anndata.AnnData:
+def spectra() -> anndata.AnnData:
     """Immune cells of breast tumours, the sample that ships with Spectra, as counts.
 
     It holds log2(1 + s n) of counts n, with one scale s for each cell: that of its least value,
     which is a count of one.
     """
     download = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    subprocess.run([*download, "--dest", folder, SPECTRA], check=True)
-    (wheel,) = folder.glob("scspectra-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        file = archive.extract("Spectra/data/sample_data.h5ad", folder)
-    logged = anndata.read_h5ad(file)
-    scaled = np.exp2(sparse.csr_matrix(logged.X).toarray().astype(float)) - 1
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*download, "--dest", folder, SPECTRA], check=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            logged = anndata.read_h5ad(archive.extract("Spectra/data/sample_data.h5ad", folder))
+    scaled = np.exp2(logged.to_df().to_numpy(dtype=float)) - 1
     least = np.where(scaled > 0, scaled, np.inf).min(axis=1, keepdims=True)
     counts = np.round(scaled / least)
     if not np.allclose(counts, scaled / least, atol=0.01):
-        raise ValueError(f"{file} does not hold log2(1 + scaled counts).")
+        raise ValueError(f"The sample of {SPECTRA} does not hold log2(1 + scaled counts).")
     types = logged.obs["cell_type_annotations"].astype(str)
     return anndata.AnnData(
         sparse.csr_matrix(counts, dtype=np.float32),
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    spectra(folder).write_h5ad(folder / "spectra.h5ad")
+    spectra().write_h5ad(folder / "spectra.h5ad")
     dra_scvi.datasets.pbmc68k().write_h5ad(folder / "pbmc68k.h5ad")
 
 
