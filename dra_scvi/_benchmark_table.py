@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dra_scvi._io import atomic_path, check_output
+from dra_scvi._files import atomic_path, check_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

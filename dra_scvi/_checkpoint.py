@@ -18,7 +18,7 @@ from scvi.train import TrainingPlan
 
 from dra_scvi._distributed import failing_together, gathered, highest
 from dra_scvi._exceptions import TrainingDivergedError, TrainingInterruptedError
-from dra_scvi._io import atomic_path
+from dra_scvi._files import atomic_path
 from dra_scvi._progress import ProgressLines
 
 if TYPE_CHECKING:

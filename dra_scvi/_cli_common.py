@@ -215,7 +215,7 @@ class Common:
 
     def check_output(self, path: Path | None) -> None:
         """Check, before any work, that an output can be written."""
-        from dra_scvi._io import check_output
+        from dra_scvi._files import check_output
 
         if path is not None:
             check_output(path, self.force)
@@ -321,7 +321,7 @@ def _emit(name: str, result: Result, common: Common) -> None:
     """Write the figures as JSON where that was asked for, and the table to stdout."""
     from importlib.metadata import version
 
-    from dra_scvi._io import write_json
+    from dra_scvi._files import write_json
 
     if common.json is not None:
         header = {"schema_version": SCHEMA_VERSION, "command": name}
@@ -397,7 +397,7 @@ def read_or_open(
 
 def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common) -> None:
     """Write INPUT with what was added to it; of `source`, where its counts are still there."""
-    from dra_scvi._io import write_h5ad
+    from dra_scvi._files import write_h5ad
     from dra_scvi._out_of_core import write_copy
 
     if source is None:

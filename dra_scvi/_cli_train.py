@@ -115,7 +115,7 @@ class TrainRequest:
 
     def check_outputs(self, common: Common) -> None:
         """Check that everything can be written."""
-        from dra_scvi._io import check_output
+        from dra_scvi._files import check_output
 
         common.check_output(self.output)
         common.check_output(self.model_dir)
@@ -377,7 +377,7 @@ def _log_metrics(figures: Mapping[str, Any], request: TrainRequest) -> None:
     """Append one line, as the released program did."""
     from datetime import UTC, datetime
 
-    from dra_scvi._io import append_line
+    from dra_scvi._files import append_line
 
     if request.metrics_log is None:
         return

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata.abc import CSCDataset
 
+from dra_scvi._files import atomic_path
 from dra_scvi._hdf5_probe import check_hdf5
-from dra_scvi._io import atomic_path, is_zarr, read_input
+from dra_scvi._io import is_zarr, read_input
 from dra_scvi._stored import is_stored, read_rows
 
 if TYPE_CHECKING:

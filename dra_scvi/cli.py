@@ -346,7 +346,7 @@ def demo(common: Common, output: Path) -> Result:
     Example: dra-scvi demo
     """
     from dra_scvi import demo as job
-    from dra_scvi._io import atomic_folder, check_output
+    from dra_scvi._files import atomic_folder, check_output
 
     is_empty_folder = output.is_dir() and not any(output.iterdir())
     check_output(output, force=common.force or is_empty_folder)

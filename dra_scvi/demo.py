@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dra_scvi import datasets, metrics, pl, tl
-from dra_scvi._io import write_h5ad, write_json
+from dra_scvi._files import write_h5ad, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi import _paired
-from dra_scvi._io import atomic_path
+from dra_scvi._files import atomic_path
 from dra_scvi._validation import unknown_key, validate_keys
 
 if TYPE_CHECKING:

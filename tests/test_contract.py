@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -34,11 +33,23 @@ from dra_scvi import (
     TrainingDivergedError,
     TrainingInterruptedError,
     UntrustedModelError,
-    datasets,
     metrics,
-    tl,
 )
 from dra_scvi.cli import program
+from tests.helpers import (
+    N_CELLS,
+    N_GENES,
+    QUIET,
+    SMALL,
+    assert_trained,
+    cells,
+    embed,
+    equal,
+    fit,
+    tree,
+    weights,
+    with_value,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,58 +71,6 @@ pytestmark = [
 ]
 
 ARCHIVE = Path(__file__).parent / "archive"
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
-SMALL = {"n_hidden": 16, "n_latent": 4, "n_hidden_discriminator": [16]}
-N_CELLS, N_GENES = 60, 12
-
-
-def cells(**changes: Any) -> AnnData:
-    sizes = {"n_cells": N_CELLS, "n_genes": N_GENES, "n_types": 2, "n_batches": 2}
-    return datasets.synthetic(**{**sizes, **changes})
-
-
-def with_value(value: float, row: int = 7, column: int = 3, dtype: Any = np.float32) -> AnnData:
-    adata = cells()
-    matrix = adata.X.toarray().astype(dtype)
-    matrix[row, column] = value
-    adata.X = matrix
-    return adata
-
-
-def fit(adata: AnnData, batch_key: str | None = None, **changes: Any) -> DRA:
-    DRA.setup_anndata(adata, batch_key=batch_key, **changes.pop("setup", {}))
-    model = DRA(adata, **{**SMALL, **changes.pop("model", {})})
-    model.train(**{"max_epochs": 2, "batch_size": 32, **changes}, **QUIET)
-    return model
-
-
-def embed(adata: AnnData, seed: int = 0, **changes: Any) -> np.ndarray:
-    """Embed with fixed random state."""
-    train = {"batch_size": 32, "enable_progress_bar": False, **changes.pop("train_kwargs", {})}
-    options = {"max_epochs": 3, "accelerator": "cpu", "model_kwargs": {"n_hidden": 16}}
-    tl.dra(adata, seed=seed, train_kwargs=train, **{**options, **changes})
-    return adata.obsm["X_dra"]
-
-
-def assert_trained(model: DRA) -> None:
-    """Every number that training leaves behind is finite."""
-    assert np.isfinite(model.get_latent_representation()).all()
-    for name, values in model.history.items():
-        assert np.isfinite(values.to_numpy(float)).all(), name
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Content of every file under a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-
-
-def weights(model: DRA) -> list[torch.Tensor]:
-    return [value.clone() for value in model.module.state_dict().values()]
-
-
-def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.fixture(scope="module")

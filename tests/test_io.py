@@ -16,17 +16,17 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from dra_scvi import _io
-from dra_scvi._io import (
+from dra_scvi import _files
+from dra_scvi._files import (
     append_line,
     atomic_folder,
     atomic_path,
     check_output,
-    read_input,
     write_h5ad,
     write_json,
     write_text,
 )
+from dra_scvi._io import read_input
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_atomic_path_flushed_before_it_is_renamed(
         raise OSError("disk is full")
 
     (tmp_path / "a.txt").write_text("old")
-    monkeypatch.setattr(_io.os, "fsync", failing)
+    monkeypatch.setattr(_files.os, "fsync", failing)
     with pytest.raises(OSError, match="disk is full"):
         write_text("new", tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_text() == "old"
