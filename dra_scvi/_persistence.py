@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import pyro
 from anndata import AnnData
+from scvi.data import AnnDataManager
 from scvi.model.base import ArchesMixin, BaseModelClass
 
 from dra_scvi._compat import download
 from dra_scvi._docstrings import with_parameters_of
-from dra_scvi._model_folder import MODEL, atomic_save, checked_copy, read_model
+from dra_scvi._exceptions import UntrustedModelError
+from dra_scvi._manifest import MODEL, check_prefix
+from dra_scvi._model_folder import atomic_save
+from dra_scvi._saved_model import checked_copy, legacy_copy, read_model, read_values
 from dra_scvi._transfer import TransferMixin
 from dra_scvi._validation import check_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
 
@@ -84,10 +91,14 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
         ------
         FileExistsError
             When the folder exists and may not be overwritten.
+        ValueError
+            When `prefix` is not the beginning of a file name.
         """
         facts = {"class": type(self).__name__, "genes": list(map(str, self.get_var_names()))}
         with atomic_save(dir_path, prefix or "", overwrite, facts) as draft:
-            super().save(str(draft), prefix, True, *args, **kwargs)
+            with pyro.get_param_store().scope():  # whose content is of other models
+                super().save(str(draft), prefix, True, *args, **kwargs)
+            _warn_of_what_is_not_plain(draft / f"{prefix or ''}{MODEL}")
 
     @classmethod
     @with_parameters_of(BaseModelClass.load, leave_out=["dir_path", "adata"])
@@ -103,10 +114,11 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
         trusted: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Load a model, once its files are found to be undamaged and free of foreign code.
+        """Load a model, once its files are found to be undamaged; no code in them is run.
 
-        What NumPy and pandas build from a file is trusted: the check stops code that a file names
-        itself.
+        Of a pickle of other people only plain values are taken: numbers, strings, containers,
+        arrays and tensors, each checked, and written anew before scvi-tools opens them. Cells
+        saved with the model may lie in no other file.
 
         Parameters
         ----------
@@ -131,16 +143,19 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
         GeneMismatchError
             When genes of the model are missing from `adata`, or others are there.
         """
+        prefix = check_prefix(prefix)
         if backup_url is not None:
-            download(backup_url, str(dir_path), (prefix or "") + MODEL)
-        with checked_copy(
-            dir_path, prefix or "", trusted=trusted, with_data=adata is None
-        ) as copy:
+            download(backup_url, os.path.expanduser(dir_path), prefix + MODEL)
+        with checked_copy(dir_path, prefix, trusted=trusted, with_data=adata is None) as copy:
             if isinstance(adata, AnnData):
-                adata = in_gene_order(adata, read_model(copy, prefix or "")["var_names"])
-            return super().load(
-                str(copy), adata, accelerator, device, prefix, None, *args, **kwargs
-            )
+                adata = in_gene_order(adata, read_model(copy, prefix)["var_names"])
+            load = functools.partial(super().load, str(copy))
+            given = (accelerator, device, prefix, None, *args)
+            try:
+                return load(adata, *given, **kwargs)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError):
+                _check_buildable(functools.partial(load, False, *given, **kwargs), dir_path)
+                raise
 
     @staticmethod
     def load_registry(dir_path: str | os.PathLike[str], prefix: str | None = None) -> dict:
@@ -153,11 +168,30 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
         prefix
             What the names of its files begin with.
         """
-        with checked_copy(dir_path, prefix or "") as copy:
+        with checked_copy(dir_path, prefix) as copy:
             return BaseModelClass.load_registry(str(copy), prefix)
 
+    @staticmethod
+    @functools.wraps(BaseModelClass.view_setup_args)
+    def view_setup_args(dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:
+        AnnDataManager.view_setup_method_args(PersistenceMixin.load_registry(dir_path, prefix))
+
     @classmethod
-    @functools.wraps(TransferMixin.load_query_data.__func__)  # type: ignore[attr-defined]
+    @functools.wraps(BaseModelClass.convert_legacy_save.__func__)
+    def convert_legacy_save(
+        cls,
+        dir_path: str | os.PathLike[str],
+        output_dir_path: str | os.PathLike[str],
+        overwrite: bool = False,
+        prefix: str | None = None,
+        **save_kwargs: Any,
+    ) -> None:
+        output = os.path.expanduser(output_dir_path)
+        with legacy_copy(dir_path, prefix) as copy:
+            super().convert_legacy_save(str(copy), output, overwrite, prefix, **save_kwargs)
+
+    @classmethod
+    @functools.wraps(TransferMixin.load_query_data.__func__)
     def load_query_data(
         cls,
         adata: AnnData | None = None,
@@ -182,3 +216,26 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
             return ArchesMixin.prepare_query_anndata(adata, reference_model, *args, **kwargs)
         with checked_copy(reference_model) as copy:
             return ArchesMixin.prepare_query_anndata(adata, str(copy), *args, **kwargs)
+
+
+def _warn_of_what_is_not_plain(file: Path) -> None:
+    """Say at once when only those who trust a model will be able to load it."""
+    try:
+        read_values(file, file)
+    except UntrustedModelError as error:
+        held = ", ".join(error.names) or "more than plain values"
+        warnings.warn(
+            f"An attribute of the model holds {held}: it can be loaded with trusted=True alone.",
+            stacklevel=3,
+        )
+
+
+def _check_buildable(load: Callable[[], Any], path: str | os.PathLike[str]) -> None:
+    """Tell a file that describes no model from cells that do not suit it."""
+    try:
+        load()
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{Path(path)} holds no model that can be built with these versions of dra_scvi and "
+            f"scvi-tools ({type(error).__name__}: {error})."
+        ) from error

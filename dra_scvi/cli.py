@@ -180,7 +180,7 @@ class SavedModel(NamedTuple):
 
 def _read_model(folder: Path) -> SavedModel:
     """Read what a folder says of its model."""
-    from dra_scvi._model_folder import checked_copy, read_model
+    from dra_scvi._saved_model import checked_copy, read_model
 
     file = folder / "model.pt"
     with checked_copy(folder) as copy:

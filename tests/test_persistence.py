@@ -34,8 +34,10 @@ from dra_scvi import (
     datasets,
     presets,
 )
-from dra_scvi._model_folder import atomic_save, checked_copy, read_model
+from dra_scvi._manifest import describe
+from dra_scvi._model_folder import atomic_save
 from dra_scvi._persistence import in_gene_order
+from dra_scvi._saved_model import checked_copy, read_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -271,7 +273,7 @@ def hidden(folder: Path, thing: Any, **options: Any) -> None:
 
 def agree(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["model.pt"] = _model_folder._describe(folder / "model.pt")
+    manifest["files"]["model.pt"] = describe(folder / "model.pt")
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -1,0 +1,179 @@
+"""What is beside a saved model: its files by name, size and checksum, and how they are opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "DATA",
+    "MANIFEST",
+    "MODEL",
+    "STAGE",
+    "check_prefix",
+    "describe_files",
+    "expected",
+    "open_file",
+    "read_manifest",
+    "stage_name",
+]
+
+MODEL = "model.pt"
+DATA = "adata.h5ad"
+MANIFEST = "manifest.json"
+STAGE = ".staged-"
+FORMAT = 1
+PACKAGES = ("dra_scvi", "scvi-tools", "torch", "lightning", "anndata", "numpy", "pandas")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_SIZE = 2**26
+
+
+def check_prefix(prefix: str | None) -> str:
+    """Return what the names of a model's files begin with, which stay in its folder.
+
+    Parameters
+    ----------
+    prefix
+        `None` for nothing.
+
+    Raises
+    ------
+    ValueError
+        When a name that begins with it is none of a file in the folder, or is one of ours.
+
+    Examples
+    --------
+    >>> check_prefix("first_")
+    'first_'
+    >>> check_prefix("../first_")
+    Traceback (most recent call last):
+    ...
+    ValueError: prefix='../first_' must be the beginning of a file name, without folders ...
+    """
+    if prefix is None:
+        return ""
+    is_name = isinstance(prefix, str) and Path(prefix + MODEL).name == prefix + MODEL
+    if not is_name or "\\" in prefix or "\0" in prefix or prefix.startswith("."):
+        raise ValueError(
+            f"prefix={prefix!r} must be the beginning of a file name, without folders or a dot in "
+            "front; name the folder of the model where its path is given."
+        )
+    return prefix
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading, and never wait: what is no file of a disk is refused.
+
+    Parameters
+    ----------
+    path
+        A file, or a link to one.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is none.
+    ValueError
+        When it is a folder, a pipe, a socket or a device.
+    """
+    try:
+        descriptor = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{path} is no file.") from error
+    except OSError as error:
+        if path.is_socket():
+            raise ValueError(_no_file(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(_no_file(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def _no_file(path: Path) -> str:
+    return f"{path} is no file but a folder, a pipe or a device: it is not part of a saved model."
+
+
+def describe_files(files: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest, as data.
+
+    Parameters
+    ----------
+    files
+        For each file its size and its checksum.
+    facts
+        What else it says.
+    """
+    versions = {name: version(name) for name in PACKAGES}
+    return {"format": FORMAT, **facts, "versions": versions, "files": dict(files)}
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Return size and checksum of a file."""
+    with open_file(file) as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"size": file.stat().st_size, "sha256": sha256}
+
+
+def read_manifest(path: Path, prefix: str) -> dict[str, Any] | None:
+    """Return the manifest of a model, or `None` where it was saved without.
+
+    Parameters
+    ----------
+    path
+        Folder of the model.
+    prefix
+        What the names of its files begin with.
+
+    Raises
+    ------
+    ValueError
+        When it is damaged, or of a later format.
+    """
+    file = path / (prefix + MANIFEST)
+    try:
+        with open_file(file) as content:
+            text = content.read(_MAX_SIZE + 1)
+    except FileNotFoundError:
+        return None
+    try:
+        manifest = json.loads(text)
+        made_by, files = manifest["format"], manifest["files"]
+        is_sound = type(made_by) is int and prefix + MODEL in files
+        is_sound = is_sound and all(_is_description(entry) for entry in files.values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is corrupt or truncated.") from error
+    if not is_sound:
+        raise ValueError(f"{file} is corrupt or truncated.")
+    if made_by > FORMAT:
+        raise ValueError(f"{file} was written by a later version of dra_scvi; update dra_scvi.")
+    return manifest
+
+
+def _is_description(entry: Any) -> bool:
+    """Whether an entry is a size and a checksum: part of the latter becomes one of a path."""
+    size, sha256 = entry["size"], entry["sha256"]
+    is_sum = isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
+    return is_sum and type(size) is int and size >= 0
+
+
+def expected(manifest: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
+    """Return what a manifest says of a file, or `None` for nothing."""
+    return None if manifest is None else manifest["files"].get(name)
+
+
+def stage_name(manifest: Mapping[str, Any], prefix: str) -> str:
+    """Name the folder of staged files after what they hold, so that the manifest points to it."""
+    return STAGE + manifest["files"][prefix + MODEL]["sha256"][:16]
