@@ -9,10 +9,11 @@ import re
 import stat
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from io import BufferedReader
 
 __all__ = [
     "DATA",
@@ -71,7 +72,7 @@ def check_prefix(prefix: str | None) -> str:
     return prefix
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a file for reading, and never wait: what is no file of a disk is refused.
 
     Parameters

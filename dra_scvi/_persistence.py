@@ -191,7 +191,7 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
             super().convert_legacy_save(str(copy), output, overwrite, prefix, **save_kwargs)
 
     @classmethod
-    @functools.wraps(TransferMixin.load_query_data.__func__)
+    @functools.wraps(TransferMixin.load_query_data.__func__)  # type: ignore[attr-defined]
     def load_query_data(
         cls,
         adata: AnnData | None = None,

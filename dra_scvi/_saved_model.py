@@ -49,8 +49,16 @@ _TRUST = "If you know where it comes from, DRA.load(..., trusted=True) loads it.
 
 # What scvi-tools saves of a model that was set up with a data module, beside names that end in _.
 _OF_DATA_MODULES = frozenset(
-    "n_batch n_extra_categorical_covs n_extra_continuous_covs n_labels n_sample n_vars "
-    "batch_labels label_keys".split()
+    [
+        "batch_labels",
+        "label_keys",
+        "n_batch",
+        "n_extra_categorical_covs",
+        "n_extra_continuous_covs",
+        "n_labels",
+        "n_sample",
+        "n_vars",
+    ]
 )
 _METHODS = ("setup_anndata", "setup_datamodule")
 
@@ -245,11 +253,11 @@ def _is_model(content: Any) -> bool:
         return False
     attributes, weights = content.get("attr_dict"), content.get("model_state_dict")
     genes = content.get("var_names")
-    is_model = isinstance(attributes, dict) and isinstance(weights, dict)
-    is_model = is_model and isinstance(genes, np.ndarray) and genes.dtype.kind in "OU"
-    return bool(is_model) and all(
-        isinstance(attributes.get(name), dict) for name in ("registry_", "init_params_")
-    )
+    if not (isinstance(attributes, dict) and isinstance(weights, dict)):
+        return False
+    is_named = isinstance(genes, np.ndarray) and genes.ndim == 1 and genes.dtype.kind in "OU"
+    parts = [attributes.get(name) for name in ("registry_", "init_params_")]
+    return is_named and all(isinstance(part, dict) for part in parts)
 
 
 def _is_attribute(name: Any) -> bool:

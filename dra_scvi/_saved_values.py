@@ -12,12 +12,14 @@ import pandas as pd
 from dra_scvi._pickle_values import Built, Name, RefusedPickleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 __all__ = ["BUILDERS", "NAMES", "check_shape", "demand"]
 
-NUMBERS = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
-UNITS = frozenset("Y M W D h m s ms us ns".split())
+NUMBERS = frozenset(
+    ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"]
+)
+UNITS = frozenset(["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns"])
 MAX_NDIM = 32
 LAST_CHARACTER = 0x10FFFF
 VALID_FLAGS = {"allows_duplicate_labels": True}
@@ -286,9 +288,11 @@ def _arrow_array(built: Built) -> list[str]:
     starts, text = (part or b"" for part in buffers[1:])
     demand(type(starts) is bytes and type(text) is bytes, built.name)
     dtype = np.dtype("<i8" if kind == "large_string" else "<i4")
-    ends = np.frombuffer(starts[: (length + 1) * dtype.itemsize], dtype) if length else []
-    demand(len(ends) in (0, length + 1), built.name)
-    demand(length == 0 or (len(ends) > 0 and ends[0] >= 0 and ends[-1] <= len(text)), built.name)
+    if length == 0:
+        return []
+    demand(len(starts) >= (length + 1) * dtype.itemsize, built.name)
+    ends = np.frombuffer(starts, dtype)[: length + 1]
+    demand(ends[0] >= 0 and ends[-1] <= len(text), built.name)
     demand(bool((np.diff(ends) >= 0).all()), built.name)
     return [text[a:b].decode() for a, b in zip(ends[:-1], ends[1:], strict=True)]
 

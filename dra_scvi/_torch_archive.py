@@ -144,10 +144,11 @@ class _Records:
         demand(isinstance(kind, Name) and kind.text in DTYPES, what)
         demand(type(key) is str and type(device) is str and type(size) is int, what)
         dtype = DTYPES[kind.text]
-        entry = self.entries.get(f"{self.root}data/{key}")
-        demand(entry is not None and entry.file_size == size * dtype.itemsize, what)
+        record = f"{self.root}data/{key}"
+        demand(record in self.entries, what)
+        demand(self.entries[record].file_size == size * dtype.itemsize, what)
         if key not in self.storages:
-            content = bytearray(self.archive.read(entry))
+            content = bytearray(self.archive.read(record))
             self.storages[key] = (
                 torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0)
             )
