@@ -80,7 +80,7 @@ def atomic_save(
 
     Examples
     --------
-    >>>     >>> import tempfile
+    >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp()) / "model"
     >>> with atomic_save(folder) as draft:
     ...     _ = (draft / "model.pt").write_bytes(b"weights")

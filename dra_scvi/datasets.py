@@ -209,7 +209,7 @@ def zeisel(
     """
     if labels not in get_args(ZeiselLabels):
         raise ValueError(f"Unknown labels {labels!r}; choose 'level1class' or 'group'.")
-    source = _download_zeisel() if path is None else Path(path)
+    source = _download_zeisel() if path is None else Path(path).expanduser()
     try:
         adata = _parse_zeisel(source)
         _verify_zeisel(adata, _ZEISEL)
@@ -266,7 +266,7 @@ def kang(path: str | os.PathLike[str] | None = None) -> AnnData:
     """
     copy = Path(os.environ.get("DRA_SCVI_DATA", "")) / _KANG_COPY
     local = copy if path is None and copy.is_file() else path
-    source = _download_kang() if local is None else Path(local)
+    source = _download_kang() if local is None else Path(local).expanduser()
     try:
         adata = _parse_kang(source)
         _verify_kang(adata, _KANG)
