@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickletools
+import signal
 import socket
 import struct
 import warnings
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -266,6 +268,7 @@ def test_no_hostile_file_is_run_or_crashes_anything(
     forge(marked, HOSTILE[kind], ours=FLOATS)
 
     def refuse() -> None:
+        signal.alarm(SECONDS)
         for adata in (cells(), None, False):
             with pytest.raises(ValueError, match=r"model\.pt (holds more|is corrupt)"):
                 load(marked, adata=adata)
@@ -507,18 +510,21 @@ def test_saves_of_plain_scvi_tools_are_read_with_every_option(
     setup: dict[str, Any], options: dict[str, Any], protocol: int, tmp_path: Path
 ) -> None:
     """What scvi-tools' own save wrote is read, value by value as torch reads it, and loads."""
+    keeps = "date" not in setup.values()  # which anndata cannot write
     adata = rich_cells()
+    if keeps:
+        del adata.obs["date"]
     DRA.setup_anndata(adata, **setup)
     model = DRA(adata, **{"n_hidden": 16, "n_latent": 4, **options})
     model.history_ = {"elbo": pd.DataFrame({"elbo": [1.5, 2.0]}, index=pd.Index([0, 1], name="e"))}
     model.is_trained_ = True
     options = {"save_kwargs": {"pickle_protocol": protocol}}
-    BaseModelClass.save(model, str(tmp_path / "model"), save_anndata=True, **options)
+    BaseModelClass.save(model, str(tmp_path / "model"), save_anndata=keeps, **options)
     file = tmp_path / "model" / "model.pt"
     expected = torch.load(file, weights_only=False)
     del expected["model_state_dict"]["pyro_param_store"]
     assert_same(read_values(file, file), expected)
-    for data in (rich_cells(), None):
+    for data in (rich_cells(), None if keeps else False):
         assert equal(weights(load(tmp_path / "model", adata=data)), weights(model))
 
 
@@ -761,8 +767,6 @@ def test_what_is_no_file_is_refused_at_once(
             server.bind(os.path.relpath(folder / name))
 
     def refuse() -> None:
-        import signal
-
         signal.alarm(SECONDS)
         with pytest.raises((ValueError, FileNotFoundError), match="no "):
             load(folder, adata=None)
@@ -775,8 +779,6 @@ def test_what_is_no_file_is_refused_at_once(
 @pytest.mark.parametrize("given", [["a", "b", "a"], ["a", "a", "b"], ["b", "a", "a"]])
 def test_repeated_gene_names_are_not_put_in_order(given: list[str]) -> None:
     """Genes of the same name on both sides, in another order, are refused."""
-    import anndata
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adata = anndata.AnnData(np.eye(3, dtype=np.float32), var=pd.DataFrame(index=given))
