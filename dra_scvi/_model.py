@@ -8,12 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    CategoricalObsField,
-    NumericalJointObsField,
-    NumericalObsField,
-)
 from scvi.model import SCVI
 from scvi.utils import setup_anndata_dsp
 
@@ -23,11 +17,18 @@ from dra_scvi._data_splitting import DataSplitter, registered_rows
 from dra_scvi._distributed import n_processes, share_buffers, trainer_settings
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
+from dra_scvi._fields import (
+    CategoriesField,
+    CategoryField,
+    CountsField,
+    NumbersField,
+    SizeFactorField,
+)
 from dra_scvi._getters import GetterMixin
 from dra_scvi._module import DRAVAE
 from dra_scvi._neighborhood import evenly_spaced
 from dra_scvi._persistence import PersistenceMixin
-from dra_scvi._registration import CountsField, CountsManager
+from dra_scvi._registration import CountsManager
 from dra_scvi._training_plan import DualMatchingPlan
 from dra_scvi._transfer import TransferMixin
 from dra_scvi._validation import validate_keys
@@ -441,11 +442,11 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         validate_keys(adata, layer, {k: v for k, v in given if k.endswith(("_key", "_keys"))})
         fields = [
             CountsField(layer, batch_key, allow_noninteger),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+            CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            SizeFactorField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoriesField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumbersField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
         ]
         if is_minified(adata):
             fields += cls._get_fields_for_adata_minification(minified_type(adata))
