@@ -228,8 +228,8 @@ def _check_numbers(adata: AnnData, registry_key: str, key: str, *, positive: boo
             verb = "is" if len(cells) == 1 else "are"
             raise ValueError(
                 f"{where} holds {counted(len(cells), 'value', 'values')} that {verb} {name} "
-                f"(first: cell {str(adata.obs_names[cells[0]])!r}); {need} are needed. Repair them, or "
-                "leave those cells out."
+                f"(first: cell {str(adata.obs_names[cells[0]])!r}); {need} are needed. Repair "
+                "them, or leave those cells out."
             )
 
 
