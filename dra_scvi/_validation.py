@@ -370,7 +370,7 @@ def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
     choices = _matrices_of_counts(adata, layer)
     if choices:
         shown = ", ".join(choices[:NAMES_SHOWN]) + (", ..." if len(choices) > NAMES_SHOWN else "")
-        advice = f"pass the layer of raw counts (integers are in: {shown})."
+        advice = f"pass the raw counts (integers are in: {shown})."
     else:
         advice = "pass the layer of raw counts as layer=...; no other matrix here holds integers."
     return looks + advice if looks else advice[0].upper() + advice[1:]
@@ -382,6 +382,10 @@ def _matrices_of_counts(adata: AnnData, layer: str | None) -> list[str]:
     others.pop(f"layer={layer!r}", None)
     if layer is not None:
         others["layer=None, that is adata.X"] = adata.X
+    raw = getattr(adata, "raw", None)
+    if raw is not None:
+        place = "adata.raw" if raw.n_vars == adata.n_vars else f"adata.raw, of {raw.n_vars} genes"
+        others[f"{place}; adata.raw.to_adata() makes an AnnData of it"] = raw.X
     return [name for name, matrix in others.items() if _begins_with_counts(matrix)]
 
 
