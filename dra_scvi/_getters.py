@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +62,11 @@ class GetterMixin(SCVI):
     get_reconstruction_error = takes_cells(SCVI.get_reconstruction_error)
     differential_expression = takes_cells(SCVI.differential_expression)
     posterior_predictive_sample = takes_cells(SCVI.posterior_predictive_sample)
+
+    @functools.wraps(SCVI.minify_adata)
+    def minify_adata(self, *args: Any, **kwargs: Any) -> None:
+        self._validate_anndata()
+        super().minify_adata(*args, **kwargs)
 
     @takes_cells
     @with_parameters_of(SCVI.get_aggregated_posterior)
