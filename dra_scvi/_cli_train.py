@@ -355,7 +355,7 @@ def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> di
     """Name the settings that held, given or not."""
     from dra_scvi import presets
 
-    chosen = model.init_params_["non_kwargs"]
+    chosen = model.init_arguments
     plan = model.trainer.lightning_module
     preset = presets.published(request.n_latent).train if request.preset else {}
     settings = {

@@ -19,6 +19,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from dra_scvi._exceptions import InvalidCountsError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -296,7 +298,12 @@ def log_prob_and_derivatives(
     The sum over genes, shape ``(n_cells,)``, and the derivatives of the entries with respect to
     `mu`, `theta` and `zi_logits`, shape ``(n_cells, n_genes)`` each; the last is empty for an NB.
     """
+    _check("x", x, x.shape, n_dimensions=2)
     n_cells, n_genes = x.shape
+    _check("mu", mu, x.shape)
+    _check("theta", theta, (n_genes,))
+    if zi_logits is not None:
+        _check("zi_logits", zi_logits, x.shape)
     zero_inflated = zi_logits is not None
     zi = zi_logits if zi_logits is not None else np.empty((1, 0), np.float32)
     log_prob = np.empty(n_cells, np.float32)
@@ -353,6 +360,9 @@ def log_expression_and_derivatives(
     n_threads
         Number of threads that share the cells.
     """
+    _check("mu", mu, mu.shape, n_dimensions=2)
+    _check("zi_logits", zi_logits, mu.shape)
+    _check("scale", scale, mu.shape[:1])
     value, d_mu, d_zi = (np.empty_like(mu) for _ in range(3))
 
     def run(cells: slice) -> None:
@@ -365,27 +375,51 @@ def log_expression_and_derivatives(
 
 
 @_jit
-def _gather(indptr: Any, indices: Any, data: Any, rows: Any, out: Any) -> None:
+def _row_fault(indptr: Any, indices: Any, data: Any, row: Any, n_columns: Any) -> Any:
+    """Whether reading a row would lead out of the arrays, or writing it out of its columns."""
+    if row < 0 or row >= indptr.shape[0] - 1:
+        return True
+    start, end = indptr[row], indptr[row + 1]
+    if start < 0 or end < start or end > indices.shape[0] or end > data.shape[0]:
+        return True
+    if end - start > n_columns:
+        return True
+    outside = False
+    for j in range(start, end):
+        outside |= (indices[j] < 0) | (indices[j] >= n_columns)
+    return outside
+
+
+@_jit
+def _gather(indptr: Any, indices: Any, data: Any, rows: Any, out: Any) -> Any:
+    """Write rows; return the position of the first one that is damaged, or -1."""
     for i in range(rows.shape[0]):
+        if _row_fault(indptr, indices, data, rows[i], out.shape[1]):
+            return i
         for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
             out[i, indices[j]] = np.float32(data[j])
+    return -1
 
 
 def gather_rows(matrix: csr_matrix, rows: NDArray[np.integer]) -> NDArray[np.float32]:
     """Return rows of a CSR matrix without duplicate entries as a dense matrix."""
+    _check_csr(matrix, rows)
     out = np.zeros((len(rows), matrix.shape[1]), np.float32)
-    _gather(matrix.indptr, matrix.indices, matrix.data, rows, out)
+    _refuse_fault(_gather(matrix.indptr, matrix.indices, matrix.data, rows, out), rows, matrix)
     return out
 
 
 @_jit
 def _project(
     indptr: Any, indices: Any, data: Any, rows: Any, log1p: Any, weight: Any, out: Any
-) -> None:
+) -> Any:
+    """Write products; return the position of the first row that is damaged, or -1."""
     values = np.empty(weight.shape[0] + 3, np.float32)
     genes = np.empty(weight.shape[0] + 3, np.int64)
     total = np.empty(weight.shape[1], np.float32)
     for i in range(rows.shape[0]):
+        if _row_fault(indptr, indices, data, rows[i], weight.shape[0]):
+            return i
         start, n = indptr[rows[i]], indptr[rows[i] + 1] - indptr[rows[i]]
         for j in range(n):
             values[j] = data[start + j]
@@ -407,6 +441,7 @@ def _project(
                     + d * weight[of_d, h]
                 )
         out[i] = total
+    return -1
 
 
 def project_rows(
@@ -431,10 +466,14 @@ def project_rows(
     n_threads
         Number of threads that share the rows.
     """
+    _check_csr(matrix, rows)
+    _check("weight", weight, (matrix.shape[1], *weight.shape[1:]), n_dimensions=2)
     out = np.zeros((len(rows), weight.shape[1]), np.float32)
+    arrays = matrix.indptr, matrix.indices, matrix.data
 
     def run(part: slice) -> None:
-        _project(matrix.indptr, matrix.indices, matrix.data, rows[part], log1p, weight, out[part])
+        fault = _project(*arrays, rows[part], log1p, weight, out[part])
+        _refuse_fault(fault, rows[part], matrix)
 
     _share(run, len(rows), n_threads)
     return out
@@ -452,6 +491,8 @@ def log1p_counts(
     x: NDArray[np.float32], scale: NDArray[np.float32], n_threads: int
 ) -> NDArray[np.float32]:
     """``ln(1 + scale · x)`` of counts, shape ``(n_cells, n_genes)``, with one factor per cell."""
+    _check("x", x, x.shape, n_dimensions=2)
+    _check("scale", scale, x.shape[:1])
     out = np.empty_like(x)
 
     def run(cells: slice) -> None:
@@ -459,6 +500,39 @@ def log1p_counts(
 
     _share(run, len(x), n_threads)
     return out
+
+
+def _check(
+    name: str, array: NDArray[Any], shape: tuple[int, ...], n_dimensions: int | None = None
+) -> None:
+    """Refuse what compiled code, which trusts its arguments, would read past."""
+    if n_dimensions is not None and array.ndim != n_dimensions:
+        raise ValueError(f"{name} has {array.ndim} dimensions, not {n_dimensions}.")
+    if array.shape != shape:
+        raise ValueError(f"{name} has the shape {array.shape}, not {shape}.")
+    if array.dtype != np.float32:
+        raise TypeError(f"{name} holds {array.dtype}, not float32.")
+
+
+def _check_csr(matrix: csr_matrix, rows: NDArray[np.integer]) -> None:
+    """Refuse a matrix that is no CSR matrix; its entries are looked at as they are read."""
+    if matrix.format != "csr" or len(matrix.indptr) != matrix.shape[0] + 1:
+        raise ValueError("The rows of a CSR matrix, with one start for each row, are needed.")
+    kinds = matrix.indptr.dtype.kind + matrix.indices.dtype.kind + rows.dtype.kind
+    if rows.ndim != 1 or not set(kinds) <= {"i", "u"}:
+        raise TypeError("Rows, and the indices of a CSR matrix, have to be whole numbers.")
+
+
+def _refuse_fault(position: int, rows: NDArray[np.integer], matrix: csr_matrix) -> None:
+    if position < 0:
+        return
+    row, n_rows = int(rows[position]), matrix.shape[0]
+    if not 0 <= row < n_rows:
+        raise IndexError(f"Row {row} was asked for, and there are {n_rows} rows, from 0.")
+    raise InvalidCountsError(
+        f"Row {row} of the counts is damaged: its indices point outside of the matrix. Read it "
+        "again, or from a copy."
+    )
 
 
 def _share(run: Callable[[slice], None], n_cells: int, n_threads: int) -> None:

@@ -16,17 +16,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
 from torch.utils.data import RandomSampler
 
+from dra_scvi._casting import cast
 from dra_scvi._count_kernel import gather_rows, project_rows
 from dra_scvi._distributed import Share
 from dra_scvi._likelihood import log_counts
 from dra_scvi._stored import is_stored, read_rows
+from dra_scvi._validation import check_structure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,6 +163,7 @@ class StoredRows(Rows):
         place = torch.arange(len(index))
         if isinstance(read, np.ndarray):
             return DenseRows(torch.from_numpy(read.astype(np.float32)), torch.float32), place
+        read = cast(read, np.float32)
         read.sum_duplicates()
         return SparseRows(read), place
 
@@ -185,6 +187,7 @@ class DeviceSparseRows(Rows):
     """
 
     def __init__(self, matrix: sp.csr_matrix, device: torch.device) -> None:
+        check_structure(matrix, "The matrix of counts")  # the device would not
         self.n_columns = matrix.shape[1]
         self.lengths = torch.from_numpy(np.diff(matrix.indptr).astype(np.int64))
         self.start = torch.from_numpy(matrix.indptr[:-1].astype(np.int64)).to(device)
@@ -270,7 +273,7 @@ def registered_rows(
 def _rows(matrix: Any, dtype: type, device: torch.device | None) -> Rows | None:
     if is_stored(matrix):
         return StoredRows(matrix)
-    if isinstance(matrix, pd.DataFrame):
+    if hasattr(matrix, "to_numpy"):
         matrix = matrix.to_numpy()
     if sp.issparse(matrix):
         matrix = matrix.tocsr()
@@ -283,7 +286,7 @@ def _rows(matrix: Any, dtype: type, device: torch.device | None) -> Rows | None:
     torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
     if device is not None and torch_dtype.is_floating_point and matrix.ndim == 2:
         return _on_device(matrix, device)
-    held = matrix if matrix.dtype.isnative and matrix.dtype != np.uint64 else matrix.astype(dtype)
+    held = cast(matrix, dtype)
     with warnings.catch_warnings():  # columns of a table are read-only, and only read here
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return DenseRows(torch.as_tensor(held, device=device), torch_dtype)

@@ -28,8 +28,9 @@ class CountsDataset(AnnTorchDataset):
         """Fetch the data of cells, shape ``(n_cells, ...)`` each."""
         rows = super().__getitem__(indexes)
         for key, values in rows.items():
-            if sparse.issparse(values):
-                rows[key] = values.toarray().astype(self.keys_and_dtypes[key], copy=False)
+            if not self.load_sparse_tensor:
+                dense = values.toarray() if sparse.issparse(values) else values
+                rows[key] = dense.astype(self.keys_and_dtypes[key], copy=False)
         in_file = self.adata_manager.adata.isbacked
         if not in_file or self.load_sparse_tensor or not isinstance(indexes, list | np.ndarray):
             return rows

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
 from scvi import REGISTRY_KEYS
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    CategoricalObsField,
-    NumericalJointObsField,
-    NumericalObsField,
-)
 from scvi.model import SCVI
 from scvi.utils import setup_anndata_dsp
+from torch.nn import BatchNorm1d
 
+from dra_scvi._arguments import (
+    check_columns,
+    check_model,
+    check_training,
+    refuse_mudata,
+    takes_cells,
+)
 from dra_scvi._checkpoint import interruptible, refused_as_diverged
 from dra_scvi._compat import is_minified, minified_type
-from dra_scvi._data_splitting import DataSplitter, registered_rows
+from dra_scvi._data_splitting import DataSplitter
 from dra_scvi._distributed import n_processes, share_buffers, trainer_settings
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
-from dra_scvi._getters import GetterMixin
-from dra_scvi._module import DRAVAE
+from dra_scvi._fields import (
+    CategoriesField,
+    CategoryField,
+    CountsField,
+    NumbersField,
+    SizeFactorField,
+)
+from dra_scvi._getters import INFERENCE_BATCH_SIZE, GetterMixin
+from dra_scvi._hand_over import as_scvi
+from dra_scvi._module import DRAVAE, hidden_widths
 from dra_scvi._neighborhood import evenly_spaced
 from dra_scvi._persistence import PersistenceMixin
-from dra_scvi._registration import CountsField, CountsManager
+from dra_scvi._priors import default_prior
+from dra_scvi._registration import CountsManager
 from dra_scvi._training_plan import DualMatchingPlan
 from dra_scvi._transfer import TransferMixin
 from dra_scvi._validation import validate_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from anndata import AnnData
-    from numpy.typing import NDArray
-    from torch import Tensor
 
-    from dra_scvi._data_splitting import Rows
     from dra_scvi._module import DivergenceName, PriorName
 
 
@@ -49,7 +56,6 @@ MIN_STEPS = 1_000
 MIN_EPOCHS = 4
 ROOMY_N_LATENT = 8
 LONGER_WITH_BATCHES = 2.0
-INFERENCE_BATCH_SIZE = 512
 CALIBRATION_CELLS = 2_048
 
 
@@ -178,6 +184,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         n_neighbors: int = 30,
         **kwargs: Any,
     ) -> None:
+        check_model(locals())
         super().__init__(
             adata,
             registry,
@@ -197,14 +204,29 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
             n_neighbors=n_neighbors,
             **kwargs,
         )
+        widths = list(map(int, hidden_widths(n_hidden, n_layers, n_latent)))
         self._model_summary_string = (
             f"DRA model with the following parameters: \n"
-            f"n_hidden: {n_hidden}, n_latent: {n_latent}, n_layers: {n_layers}, "
+            f"n_hidden: {n_hidden}, n_latent: {n_latent}, n_layers: {len(widths)}, "
             f"dropout_rate: {dropout_rate}, dispersion: {dispersion}, "
             f"gene_likelihood: {gene_likelihood}, latent_distribution: {latent_distribution}, "
-            f"prior: {prior}, divergence: {divergence}."
+            f"prior: {prior or default_prior(latent_distribution)}, divergence: {divergence}."
         )
-        self.init_params_ = self._get_init_params(locals())
+        self._init_arguments = self._get_init_params(locals())
+        self.init_params_ = as_scvi(self._init_arguments, widths)
+        if self.adata is not None:
+            self._validate_anndata()
+
+    @property
+    def init_arguments(self) -> dict[str, Any]:
+        """What the model was made with; `init_params_` is what scvi-tools may take over."""
+        non_kwargs, kwargs = self._init_arguments["non_kwargs"], self._init_arguments["kwargs"]
+        return non_kwargs | {k: v for named in kwargs.values() for k, v in named.items()}
+
+    def _get_user_attributes(self) -> list[tuple[str, Any]]:
+        """Return what is saved, and given to a query: all that the model was made with."""
+        attributes = dict(super()._get_user_attributes())
+        return list((attributes | {"init_params_": self._init_arguments}).items())
 
     @with_parameters_of(SCVI.train, leave_out=["max_epochs"])
     def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> None:
@@ -226,6 +248,9 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
             When a term of the objective is not finite. The model is then as it was at the end of
             the last epoch that went well.
         """
+        given = signature(super().train).bind_partial(max_epochs, *args, **kwargs)
+        least = 2 if any(isinstance(m, BatchNorm1d) for m in self.module.modules()) else 1
+        check_training(given.arguments | given.arguments.get("trainer_kwargs", {}), least)
         n_obs = getattr(kwargs.get("datamodule") or self.adata, "n_obs", None)
         if max_epochs is None and n_obs is not None:
             batch_size = (kwargs.get("batch_size") or 128) * n_processes(kwargs)
@@ -282,9 +307,12 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         trainer = getattr(self, "trainer", None)
         if trainer is not None and trainer.state.status == "running":  # SaveCheckpoint's work
             self._calibrate()
+        if self.adata is not None:
+            self._validate_anndata()
         if trainer is None or trainer.is_global_zero:
             super().save(*args, **kwargs)
 
+    @takes_cells
     @with_parameters_of(SCVI.differential_abundance)
     def differential_abundance(self, *args: Any, **kwargs: Any) -> pd.DataFrame | None:
         """Compare samples by the density of their cells' codes, as scVI does.
@@ -298,104 +326,6 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
             return super().differential_abundance(*args, **kwargs)
         finally:
             del self._uses_code_axes
-
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        give_mean: bool = True,
-        mc_samples: int = 5_000,
-        batch_size: int | None = None,
-        return_dist: bool = False,
-        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
-        **data_loader_kwargs: Any,
-    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the codes of cells, shape ``(n_cells, n_latent)``.
-
-        The mean of q(z|x) is moved to where the training cells that are like it lie on average,
-        those of every batch alike (:class:`~dra_scvi._neighborhood.Neighborhood`), and put on the
-        axes that training ends with: principal components by the distance between the
-        log-normalised profiles that codes predict (:func:`~dra_scvi._axes.expression_axes`), in
-        order, their lengths tempered (:func:`~dra_scvi._axes.tempered`).
-        ``DRA(adata, n_neighbors=0)`` leaves the first step out; ``return_dist=True`` gives q(z|x)
-        itself, in the coordinates of the decoder, and ``model.module.embed`` makes the former of
-        the latter.
-
-        Counts in memory are encoded in large minibatches, without drawing codes.
-
-        Parameters
-        ----------
-        adata
-            AnnData with the genes that the model was trained on; `None` for the model's own.
-        indices
-            Cells to embed; `None` for all.
-        give_mean
-            Whether to go by the mean of q(z|x). Otherwise one code is drawn from it for each cell,
-            and only put on the axes.
-        mc_samples
-            Number of codes that the mean is estimated from where it has no closed form
-            (`latent_distribution="ln"`).
-        batch_size
-            Cells in a minibatch; `None` for as many as are embedded fastest.
-        return_dist
-            Whether to return mean and variance of q(z|x) instead.
-        dataloader
-            Minibatches to embed in place of an AnnData.
-        **data_loader_kwargs
-            Arguments of :class:`~scvi.dataloaders.AnnDataLoader`.
-
-        Returns
-        -------
-        Codes, or means and variances where `return_dist` is set.
-        """
-        self._check_if_trained(warn=False)
-        has_closed_form = isinstance(self.module, DRAVAE) and (
-            return_dist or (give_mean and self.module.latent_distribution == "normal")
-        )
-        rows = None
-        if has_closed_form and dataloader is None and not data_loader_kwargs:
-            adata = self._validate_anndata(adata)
-            manager = self.get_anndata_manager(adata, required=True)
-            rows = None if is_minified(adata) else registered_rows(manager)
-        if rows is None:
-            codes = super().get_latent_representation(
-                adata,
-                indices,
-                give_mean,
-                mc_samples,
-                batch_size,
-                return_dist,
-                dataloader,
-                **data_loader_kwargs,
-            )
-        else:
-            cells = np.arange(manager.adata.n_obs)[slice(None) if indices is None else indices]
-            codes = self._posterior(rows, cells, batch_size or INFERENCE_BATCH_SIZE)
-            codes = codes if return_dist else codes[0]
-        if return_dist or not self._uses_code_axes or not isinstance(self.module, DRAVAE):
-            return codes
-        return self.module.embed(torch.from_numpy(codes), average=give_mean).cpu().numpy()
-
-    def _posterior(
-        self, rows: dict[str, Rows], cells: NDArray[np.int64], batch_size: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and variance of q(z|x) of chosen cells."""
-        names = {
-            REGISTRY_KEYS.BATCH_KEY: "batch_index",
-            REGISTRY_KEYS.CONT_COVS_KEY: "cont_covs",
-            REGISTRY_KEYS.CAT_COVS_KEY: "cat_covs",
-        }
-        counts = rows[REGISTRY_KEYS.X_KEY]
-        weight = self.module.gene_weight.detach().contiguous()
-        parts = []
-        for index in torch.from_numpy(cells).split(batch_size):
-            genes = counts.project(index, weight, self.module.log_variational)
-            covariates = {
-                argument: rows[key].take(index) for key, argument in names.items() if key in rows
-            }
-            parts.append([part.cpu() for part in self.module.posterior(genes, **covariates)])
-        means, variances = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-        return means, variances
 
     @classmethod
     @setup_anndata_dsp.dedent
@@ -435,31 +365,25 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         InvalidCountsError
             When the matrix does not hold raw counts.
         """
-        _refuse_mudata(adata)
         setup_method_args = cls._get_setup_method_args(**locals())  # needs nothing else in scope
-        given = setup_method_args["setup_args"].items()
-        validate_keys(adata, layer, {k: v for k, v in given if k.endswith(("_key", "_keys"))})
+        refuse_mudata(adata)
+        given = setup_method_args["setup_args"]
+        del given["allow_noninteger"]  # no class of scvi-tools knows it
+        named = {k: v for k, v in given.items() if k == "layer" or k.endswith(("_key", "_keys"))}
+        given |= check_columns(named)
+        validate_keys(
+            adata, layer, {k: v for k, v in given.items() if k in named and k != "layer"}
+        )
         fields = [
             CountsField(layer, batch_key, allow_noninteger),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+            CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            SizeFactorField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoriesField(REGISTRY_KEYS.CAT_COVS_KEY, given["categorical_covariate_keys"]),
+            NumbersField(REGISTRY_KEYS.CONT_COVS_KEY, given["continuous_covariate_keys"]),
         ]
         if is_minified(adata):
             fields += cls._get_fields_for_adata_minification(minified_type(adata))
         manager = CountsManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-
-
-def _refuse_mudata(adata: Any) -> None:
-    modalities = getattr(adata, "mod", None)
-    if modalities is not None:
-        names = ", ".join(repr(name) for name in modalities)
-        raise TypeError(
-            "DRA models the counts of one AnnData, and this is a MuData: pass the modality that "
-            f"holds RNA, as in DRA.setup_anndata(mdata[{next(iter(modalities), 'rna')!r}]). "
-            f"Modalities: {names}."
-        )

@@ -6,6 +6,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module import VAE
@@ -35,6 +36,21 @@ DATA_SHARE = 0.25
 MIN_DATA_CELLS = 32
 # a plane, into which cells have to be folded
 FLAT_N_LATENT = 2
+
+
+def hidden_widths(n_hidden: int | Sequence[int], n_layers: int | None, n_latent: int) -> list[int]:
+    """Return the width of each hidden layer of the encoder.
+
+    Examples
+    --------
+    >>> hidden_widths(128, None, 10), hidden_widths(128, None, 2), hidden_widths([64, 32], None, 2)
+    ([128], [128, 128], [64, 32])
+    """
+    if not isinstance(n_hidden, int | np.integer):
+        return list(n_hidden)
+    if n_layers is None:
+        n_layers = 2 if n_latent <= FLAT_N_LATENT else 1
+    return [int(n_hidden)] * n_layers
 
 
 class DRAVAE(VAE):
@@ -128,9 +144,7 @@ class DRAVAE(VAE):
         n_neighbors: int = 30,
         **vae_kwargs: Any,
     ) -> None:
-        if n_layers is None:
-            n_layers = 2 if n_latent <= FLAT_N_LATENT else 1
-        widths = [n_hidden] * n_layers if isinstance(n_hidden, int) else list(n_hidden)
+        widths = hidden_widths(n_hidden, n_layers, n_latent)
         super().__init__(
             n_input,
             n_batch=n_batch,

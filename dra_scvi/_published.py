@@ -22,9 +22,11 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.utils.data import DataLoader, Sampler
 
+from dra_scvi._arguments import check_model
 from dra_scvi._checkpoint import ResumablePlan, refused_as_diverged
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._exceptions import InvalidCountsError, TrainingDivergedError
+from dra_scvi._hand_over import Refused
 from dra_scvi._likelihood import count_log_prob
 from dra_scvi._matching import released_distance, released_generator_loss
 from dra_scvi._model import DRA
@@ -499,6 +501,7 @@ class PublishedDRA(DRA):
             networks = published(n_latent).model
             n_hidden = n_hidden or networks["n_hidden"]
             n_hidden_discriminator = n_hidden_discriminator or networks["n_hidden_discriminator"]
+        check_model(locals())
         # not DRA's own: the networks have other arguments
         SCVI.__init__(
             self,
@@ -522,7 +525,9 @@ class PublishedDRA(DRA):
             f"dropout_rate: {dropout_rate}, leak: {leak}, batch_norm: {batch_norm}, "
             f"prior: {prior}."
         )
-        self.init_params_ = self._get_init_params(locals())
+        self._init_arguments = self._get_init_params(locals())
+        reason = "its networks are those of the released program, and not scVI's."
+        self.init_params_ = {"non_kwargs": Refused(reason), "kwargs": {}}
 
     def _input_moments(self) -> tuple[float, float, float]:
         """Scale of the input, and moments of the log library size over the training cells."""

@@ -1,86 +1,75 @@
-"""What scvi-tools registers of the counts: every value checked, genes in order, any matrix."""
+"""The manager of registered data: the one door to them, where what changed in place is refused."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.data.fields import LayerField
 from torch.utils.data import Subset
 
-from dra_scvi._compat import is_minified
+from dra_scvi._casting import cast
+from dra_scvi._compat import MANAGER_UUID_KEY, default_dtype
 from dra_scvi._dataset import CountsDataset
-from dra_scvi._validation import check_genes, validate_counts
+from dra_scvi._unchanged import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    from anndata import AnnData
-
-
-class CountsField(LayerField):
-    """The matrix of counts, of which scvi-tools' own field checks a sample of 20 values.
-
-    Here every value is checked, whenever an AnnData is registered: for a new model, for one that
-    is loaded, and for each getter that is handed other cells. Other cells must have the genes of
-    the model, in its order.
-
-    Parameters
-    ----------
-    layer
-        Key of ``adata.layers``; ``adata.X`` when None.
-    batch_key
-        Column of ``adata.obs`` with batches, or None.
-    allow_noninteger
-        Turn the error about non-integer values into a warning.
-    """
-
-    def __init__(
-        self, layer: str | None, batch_key: str | None = None, allow_noninteger: bool = False
-    ) -> None:
-        super().__init__(REGISTRY_KEYS.X_KEY, layer, is_count_data=False)
-        self.batch_key = batch_key
-        self.allow_noninteger = allow_noninteger
-
-    def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Check the counts that a model is to learn from, and register them."""
-        self._check_counts(adata, self.batch_key, to_train=True)
-        return super().register_field(adata)
-
-    def transfer_field(
-        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Check genes and counts of cells that a model is used on, and register them."""
-        genes = adata_target.var_names.astype(str)
-        check_genes(list(genes), list(state_registry[self.COLUMN_NAMES_KEY].astype(str)))
-        self._check_counts(adata_target, None, to_train=False)
-        return super().register_field(adata_target)
-
-    def _check_counts(self, adata: AnnData, batch_key: str | None, *, to_train: bool) -> None:
-        if is_minified(adata):
-            return  # there are none
-        for part in getattr(adata, "adatas", [adata]):  # an AnnCollection has several
-            validate_counts(
-                part,
-                self.attr_key,
-                batch_key if part is adata else None,
-                allow_noninteger=self.allow_noninteger,
-                to_train=to_train,
-            )
+    from scvi.data.fields import AnnDataField
 
 
 class CountsManager(AnnDataManager):
-    """A manager that hands out SciPy's sparse arrays as the matrices that scvi-tools knows.
+    """A manager that looks whether data are still what was registered, before they are read.
 
-    Both share their memory, and the AnnData keeps its own.
+    What it hands out is cast to types that every reader knows, and SciPy's sparse arrays are
+    matrices. The AnnData keeps its own.
     """
+
+    _snapshot: Snapshot
+
+    def register_fields(
+        self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
+    ) -> None:
+        """Register each field, and keep what it was."""
+        super().register_fields(adata, source_registry, **transfer_kwargs)
+        if not hasattr(self, "_snapshot"):
+            self._snapshot = self._take_snapshot()
+
+    def register_new_fields(self, fields: list[AnnDataField]) -> None:
+        """Register further fields, as minified data have."""
+        super().register_new_fields(fields)
+        self._snapshot = self._take_snapshot()
+
+    def validate(self) -> None:
+        """Refuse data that changed since they were registered; register what others undid."""
+        self._assert_anndata_registered()
+        self._snapshot.check(self.adata)
+        self.adata.uns.setdefault(MANAGER_UUID_KEY, "")
+        super().validate()
+        self._snapshot.check_read(self.adata)
+
+    def _take_snapshot(self) -> Snapshot:
+        fields = {field.registry_key: field for field in self.fields if not field.is_empty}
+        layer = fields.pop(REGISTRY_KEYS.X_KEY).attr_key
+        if not isinstance(self.adata, AnnData):  # an AnnCollection has no columns of its own
+            return Snapshot(self.adata, layer)
+        fields.pop(REGISTRY_KEYS.MINIFY_TYPE_KEY, None)
+        read = [(field.attr_name, field.attr_key) for field in fields.values()]
+        fields.pop(REGISTRY_KEYS.LABELS_KEY, None)  # cells may be annotated anew
+        sources: list[str] = []
+        for key in fields:
+            state = self.get_state_registry(key)
+            sources += [state.original_key] if "original_key" in state else []
+            sources += [*state.get("field_keys", ()), *state.get("columns", ())]
+        return Snapshot(self.adata, layer, sources, read)
 
     def get_from_registry(self, registry_key: str) -> Any:
         """Return what is registered under a key."""
-        data = super().get_from_registry(registry_key)
+        data = cast(super().get_from_registry(registry_key), default_dtype(registry_key))
         if not isinstance(data, sparse.sparray):
             return data
         return sparse.csc_matrix(data) if data.format == "csc" else sparse.csr_matrix(data)
@@ -92,6 +81,7 @@ class CountsManager(AnnDataManager):
         load_sparse_tensor: bool = False,
     ) -> CountsDataset | Subset:
         """Return the registered data of chosen cells as rows to take minibatches from."""
+        self.validate()
         dataset = CountsDataset(
             self, getitem_tensors=data_and_attributes, load_sparse_tensor=load_sparse_tensor
         )

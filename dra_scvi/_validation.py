@@ -6,7 +6,6 @@ found, named and counted here rather than in the middle of training.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import warnings
 from dataclasses import dataclass, field
@@ -16,15 +15,27 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
+from dra_scvi._exceptions import InvalidCountsError
+from dra_scvi._genes import check_genes
+from dra_scvi._keys import NAMES_SHOWN, closest, counted, named_layers, unknown_key, validate_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["check_genes", "check_structure", "validate_counts", "validate_keys"]
+__all__ = [
+    "blocks",
+    "check_genes",
+    "check_structure",
+    "closest",
+    "holds_counts",
+    "named_layers",
+    "unknown_key",
+    "validate_counts",
+    "validate_keys",
+]
 
 logger = logging.getLogger("dra_scvi")
 
@@ -32,7 +43,6 @@ BLOCK_ROWS = 4096
 BLOCK_ENTRIES = 2**24
 FLOAT32_LIMIT = 2**24
 LOG_CEILING = 20.0
-NAMES_SHOWN = 10
 LEAST_CELLS = 3
 
 # In the order in which they are reported: the first one present makes the message.
@@ -42,17 +52,6 @@ FAULTS = {
     "negative": ("negative value", "negative values"),
     "non-integer": ("non-integer value", "non-integer values"),
 }
-
-# The arguments whose columns a model reads for every cell.
-COMPLETE_COLUMNS = frozenset(
-    {
-        "batch_key",
-        "labels_key",
-        "size_factor_key",
-        "categorical_covariate_keys",
-        "continuous_covariate_keys",
-    }
-)
 
 
 class _Fault(NamedTuple):
@@ -146,58 +145,9 @@ def validate_counts(
         _check_occupied(adata, where, scan, batch_key)
     silent = int((~scan.expressed).sum())
     if silent:
-        logger.info("%s: %s no counts.", where, _counted(silent, "gene has", "genes have"))
+        logger.info("%s: %s no counts.", where, counted(silent, "gene has", "genes have"))
     for message in _remarks(adata, layer, scan):
         warnings.warn(message, UserWarning, stacklevel=2)
-
-
-def validate_keys(
-    adata: AnnData,
-    layer: str | None = None,
-    obs_keys: Mapping[str, str | Sequence[str] | None] | None = None,
-) -> None:
-    """Check that a layer and columns of ``adata.obs`` exist, and that batches are complete.
-
-    Parameters
-    ----------
-    adata
-        Where to look.
-    layer
-        Key of ``adata.layers``, or None.
-    obs_keys
-        From the name of an argument, for the message, to the column or columns it names. What
-        ``setup_anndata`` reads (``batch_key``, ``labels_key``, ``size_factor_key`` and the
-        covariates) must have a value for every cell; other columns may have gaps.
-
-    Raises
-    ------
-    KeyError
-        For what does not exist; ``error.args[0]`` names the argument, the key, the closest match
-        and what is available.
-    ValueError
-        For missing values, with their number.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import pandas as pd
-    >>> from anndata import AnnData
-    >>> adata = AnnData(np.ones((2, 1)), obs=pd.DataFrame({"donor": ["a", "b"]}, index=["x", "y"]))
-    >>> validate_keys(adata, obs_keys={"batch_key": "donor"})
-    >>> validate_keys(adata, obs_keys={"batch_key": "doner"})
-    Traceback (most recent call last):
-    ...
-    KeyError: "batch_key='doner' is not a column of adata.obs; did you mean 'donor'? Available: ...
-    """
-    if layer is not None and layer not in named_layers(adata):
-        raise KeyError(unknown_key("layer", layer, "a key of adata.layers", named_layers(adata)))
-    for argument, keys in (obs_keys or {}).items():
-        for key in [keys] if isinstance(keys, str) else keys or ():
-            if key not in adata.obs:
-                place = "a column of adata.obs"
-                raise KeyError(unknown_key(argument, key, place, adata.obs.columns))
-            if argument in COMPLETE_COLUMNS:
-                _check_complete(adata.obs[key], argument)
 
 
 def check_structure(matrix: Any, where: str) -> None:
@@ -245,109 +195,8 @@ def check_structure(matrix: Any, where: str) -> None:
         )
 
 
-def unknown_key(argument: str, key: str, place: str, available: Iterable[object]) -> str:
-    """Say that a key does not exist, which one may be meant, and which ones there are.
-
-    Examples
-    --------
-    >>> unknown_key("layer", "count", "a key of adata.layers", ["counts"])
-    "layer='count' is not a key of adata.layers; did you mean 'counts'? Available: 'counts'."
-    """
-    names = [str(name) for name in available]
-    match = closest(key, names)
-    hint = f"; did you mean {match!r}?" if match else "."
-    shown = ", ".join(repr(name) for name in names[:NAMES_SHOWN])
-    more = ", ..." if len(names) > NAMES_SHOWN else "."
-    listing = f"Available: {shown}{more}" if names else "There are none."
-    return f"{argument}={key!r} is not {place}{hint} {listing}"
-
-
-def closest(name: str, names: Iterable[str]) -> str | None:
-    """Return the most similar of some names, whatever their case, or None.
-
-    Examples
-    --------
-    >>> closest("Doner", ["donor", "age"])
-    'donor'
-    >>> closest("batch", ["donor", "age"]) is None
-    True
-    """
-    originals = {candidate.casefold(): candidate for candidate in names}
-    matches = difflib.get_close_matches(str(name).casefold(), originals, n=1)
-    return originals[matches[0]] if matches else None
-
-
-def check_genes(given: Sequence[str], needed: Sequence[str]) -> None:
-    """Check that data have the genes of a model, in its order.
-
-    Parameters
-    ----------
-    given
-        Gene names of the data.
-    needed
-        Gene names of the model.
-
-    Raises
-    ------
-    GeneMismatchError
-        When they differ. The message says how: genes are missing (the first is named), unknown to
-        the model, or in another order; ``error.missing`` and ``error.unknown`` list them.
-
-    Examples
-    --------
-    >>> check_genes(["a", "b"], ["a", "b"])
-    >>> check_genes(["a", "c"], ["a", "b"])
-    Traceback (most recent call last):
-    ...
-    dra_scvi._exceptions.GeneMismatchError: 1 of the model's 2 genes is missing from the data ...
-    """
-    if np.array_equal(given, needed):
-        return
-    missing = _without(needed, given)
-    unknown = _without(given, needed)
-    take = "take its genes, in its order: adata[:, model.get_var_names()].copy()."
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        message = (
-            f"{len(missing)} of the model's {len(needed)} genes {verb} missing from the data "
-            f"(first: {missing[0]!r}); add them, with 0 where they were not detected."
-        )
-    elif unknown:
-        number = _counted(len(unknown), "gene", "genes")
-        message = f"The model does not know {number} of the data (first: {unknown[0]!r}); {take}"
-    else:
-        message = f"The genes are those of the model, but not in the model's order; {take}"
-    raise GeneMismatchError(message, missing, unknown)
-
-
-def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    excluded = set(others)
-    return [str(name) for name in names if name not in excluded]
-
-
-def named_layers(adata: AnnData) -> list[str]:
-    """Keys of ``adata.layers``; from version 0.13 on anndata lists ``X`` there too, as `None`."""
-    keys = adata.layers.keys()  # of an AnnCollection one can ask nothing else
-    return [key for key in keys if key is not None]
-
-
 def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-
-
-def _counted(number: int, singular: str, plural: str) -> str:
-    return f"{number} {singular if number == 1 else plural}"
-
-
-def _check_complete(column: pd.Series, argument: str) -> None:
-    missing = int(column.isna().sum())
-    if missing:
-        place = f"adata.obs[{column.name!r}]"
-        raise ValueError(
-            f"{argument}={column.name!r}: {missing} of {_counted(len(column), 'cell', 'cells')} "
-            f"without a value in {place}. Fill them in, or drop those cells: "
-            f"adata[{place}.notna()].copy()."
-        )
 
 
 def _check_shape(adata: AnnData, least_cells: int) -> None:
@@ -356,7 +205,7 @@ def _check_shape(adata: AnnData, least_cells: int) -> None:
     if adata.n_vars == 0:
         raise InvalidCountsError("adata has no genes: nothing to work on. Check earlier filters.")
     if adata.n_obs < least_cells:
-        number = _counted(adata.n_obs, "cell", "cells")
+        number = counted(adata.n_obs, "cell", "cells")
         raise InvalidCountsError(
             f"adata has only {number}; at least {least_cells} are needed to train a model."
         )
@@ -366,7 +215,7 @@ def _check_gene_names(adata: AnnData) -> None:
     repeated = adata.var_names[adata.var_names.duplicated()].unique()
     if len(repeated):
         raise ValueError(
-            f"{_counted(len(repeated), 'gene name is', 'gene names are')} not unique (first: "
+            f"{counted(len(repeated), 'gene name is', 'gene names are')} not unique (first: "
             f"{repeated[0]!r}). Call adata.var_names_make_unique() first."
         )
 
@@ -380,7 +229,7 @@ def _check_type(matrix: Any, where: str) -> None:
         )
 
 
-def _blocks(matrix: Any) -> Iterator[tuple[int, int, Any]]:
+def blocks(matrix: Any) -> Iterator[tuple[int, int, Any]]:
     """Cut a matrix along the axis it is stored by into (first row, first column, block)."""
     n_rows, n_columns = matrix.shape
     by_column = getattr(matrix, "format", None) == "csc"
@@ -392,6 +241,17 @@ def _blocks(matrix: Any) -> Iterator[tuple[int, int, Any]]:
             yield 0, start, _in_memory(matrix[:, part])
         else:
             yield start, 0, _in_memory(matrix[part])
+
+
+def holds_counts(matrix: Any) -> bool:
+    """Whether every value of a matrix is a count.
+
+    Examples
+    --------
+    >>> holds_counts(np.array([[0.0, 3.0]])), holds_counts(np.array([[0.5]]))
+    (True, False)
+    """
+    return all(_is_clean(_values(block)) for _, _, block in blocks(matrix))
 
 
 def _in_memory(block: Any) -> Any:
@@ -448,7 +308,7 @@ def _scan(matrix: Any, where: str) -> _Scan:
     """Pass over the whole matrix once."""
     n_rows, n_columns = matrix.shape
     scan = _Scan(np.zeros(n_rows, dtype=bool), np.zeros(n_columns, dtype=bool))
-    for row, column, block in _blocks(matrix):
+    for row, column, block in blocks(matrix):
         if not sparse.issparse(matrix):  # what comes from a file has not been looked at
             check_structure(block, where)
         values = _values(block)
@@ -497,7 +357,7 @@ def _fault_message(adata: AnnData, layer: str | None, scan: _Scan, name: str) ->
     if name not in ("nan", "infinite"):
         place += f", value {fault.value:g}"
     remedy = _remedy(adata, layer, scan, name)
-    return f"{_where(layer)} holds {_counted(fault.number, *FAULTS[name])} ({place}). {remedy}"
+    return f"{_where(layer)} holds {counted(fault.number, *FAULTS[name])} ({place}). {remedy}"
 
 
 def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
@@ -510,7 +370,7 @@ def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
     choices = _matrices_of_counts(adata, layer)
     if choices:
         shown = ", ".join(choices[:NAMES_SHOWN]) + (", ..." if len(choices) > NAMES_SHOWN else "")
-        advice = f"pass the layer of raw counts (integers are in: {shown})."
+        advice = f"pass the raw counts (integers are in: {shown})."
     else:
         advice = "pass the layer of raw counts as layer=...; no other matrix here holds integers."
     return looks + advice if looks else advice[0].upper() + advice[1:]
@@ -522,13 +382,17 @@ def _matrices_of_counts(adata: AnnData, layer: str | None) -> list[str]:
     others.pop(f"layer={layer!r}", None)
     if layer is not None:
         others["layer=None, that is adata.X"] = adata.X
+    raw = getattr(adata, "raw", None)
+    if raw is not None:
+        place = "adata.raw" if raw.n_vars == adata.n_vars else f"adata.raw, of {raw.n_vars} genes"
+        others[f"{place}; adata.raw.to_adata() makes an AnnData of it"] = raw.X
     return [name for name, matrix in others.items() if _begins_with_counts(matrix)]
 
 
 def _begins_with_counts(matrix: Any) -> bool:
     if matrix is None or np.dtype(matrix.dtype).kind not in "buif":
         return False
-    values = _values(next(_blocks(matrix))[2])
+    values = _values(next(blocks(matrix))[2])
     return bool(_is_clean(values) and values.any())
 
 
@@ -555,14 +419,14 @@ def _remarks(adata: AnnData, layer: str | None, scan: _Scan) -> Iterator[str]:
     empty = np.flatnonzero(~scan.occupied)
     if len(empty):
         yield (
-            f"{_where(layer)}: {_counted(len(empty), 'cell has', 'cells have')} no counts "
+            f"{_where(layer)}: {counted(len(empty), 'cell has', 'cells have')} no counts "
             f"(first: {str(adata.obs_names[empty[0]])!r}). Their embedding carries no "
             "information; sc.pp.filter_cells(adata, min_counts=1) drops them."
         )
     repeated = int(adata.obs_names.duplicated().sum())
     if repeated:
         yield (
-            f"{_counted(repeated, 'cell name repeats', 'cell names repeat')} an earlier one; "
+            f"{counted(repeated, 'cell name repeats', 'cell names repeat')} an earlier one; "
             "adata.obs_names_make_unique() tells them apart."
         )
     if scan.maximum > FLOAT32_LIMIT:

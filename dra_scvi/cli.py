@@ -204,19 +204,14 @@ def _read_model(folder: Path) -> SavedModel:
 def _query(adata: AnnData, saved: SavedModel) -> AnnData:
     """Take the genes of a model, in its order, and the columns that it reads."""
     from dra_scvi._exceptions import GeneMismatchError
+    from dra_scvi._genes import check_genes_present
+    from dra_scvi._keys import validate_keys
     from dra_scvi._stored import is_stored
-    from dra_scvi._validation import validate_keys
 
     if not adata.var_names.is_unique:
         first = adata.var_names[adata.var_names.duplicated()][0]
         raise ValueError(f"gene names of the input are not unique (first: {str(first)!r}).")
-    missing = [gene for gene in saved.genes if gene not in adata.var_names]
-    if missing:
-        raise GeneMismatchError(
-            f"{len(missing)} of the model's {len(saved.genes)} genes are missing from the input "
-            f"(first: {missing[0]!r}); add them, with 0 where they were not detected.",
-            missing,
-        )
+    check_genes_present(list(adata.var_names), saved.genes)
     setup = saved.registry["setup_args"]
     keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
     validate_keys(adata, setup["layer"], keys)

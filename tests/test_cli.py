@@ -649,7 +649,7 @@ def test_embed_names_the_first_missing_gene(source: Path, trained: Path, tmp_pat
     args = ("--model", trained / "model", "--output", tmp_path / "out.h5ad")
     result = invoke("embed", tmp_path / "in.h5ad", *args)
     assert result.exit_code == 65
-    assert "2 of the model's 30 genes are missing from the input (first: 'gene_2')" in error_line(
+    assert "2 of the model's 30 genes are missing from the data (first: 'gene_2')" in error_line(
         result
     )
     assert not (tmp_path / "out.h5ad").exists()

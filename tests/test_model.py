@@ -166,7 +166,7 @@ def test_constructor_arguments_survive_save_and_load(
     model = trained(adata, max_epochs=1, **options)
     model.save(tmp_path / "model")
     loaded = DRA.load(tmp_path / "model", adata=adata, accelerator="cpu")
-    found = loaded.init_params_["non_kwargs"]
+    found = loaded.init_arguments
     assert {name: found[name] for name in options} == options
 
 

@@ -76,7 +76,7 @@ def test_arguments_reach_model_and_training(adata: AnnData) -> None:
         train_kwargs={**QUIET, "plan_kwargs": {"latent_weight": 0.0}},
     )
     assert "X_other" in adata.obsm
-    assert model.init_params_["non_kwargs"]["prior"] == "uniform"
+    assert model.init_arguments["prior"] == "uniform"
     assert len(model.history["train_loss"]) == 3
     assert not model.history["latent_divergence_train"].to_numpy().any()
 

@@ -205,7 +205,7 @@ def test_a_trained_scvi_is_where_dra_begins(name: str, reference_cells: AnnData)
     theirs = fit(SCVI, reference_cells, **SCVI_OPTIONS[name])
     model = DRA.from_scvi_model(theirs, prior="normal", n_hidden_discriminator=[5])
     assert not model.is_trained
-    assert model.init_params_["non_kwargs"]["prior"] == "normal"
+    assert model.init_arguments["prior"] == "normal"
     state = model.module.state_dict()
     for name_, value in theirs.module.state_dict().items():
         assert torch.equal(state[name_], value), name_

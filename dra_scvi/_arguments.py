@@ -1,0 +1,296 @@
+"""Arguments of models, training and getters: refused where they are given, in one sentence."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Method = TypeVar("Method", bound=Callable[..., Any])
+
+__all__ = [
+    "as_positions",
+    "check_batch_size",
+    "check_columns",
+    "check_model",
+    "check_training",
+    "refuse_mudata",
+    "takes_cells",
+]
+
+# lowest value of arguments that are whole numbers
+WHOLE_NUMBERS = {"n_latent": 1, "n_components": 1, "n_neighbors": 0}
+WIDTHS = ("n_hidden", "n_hidden_discriminator")
+# lowest and highest value, and whether they are allowed themselves
+SHARES = {
+    "dropout_rate": (True, False),
+    "prior_anchor": (True, True),
+    "train_size": (False, True),
+    "validation_size": (True, False),
+}
+CELLS = ("indices", "idx1", "idx2")
+
+
+def check_model(arguments: Mapping[str, Any]) -> None:
+    """Check the sizes that a model is made with.
+
+    Parameters
+    ----------
+    arguments
+        By name; those that are no sizes are passed over.
+
+    Raises
+    ------
+    ValueError
+        For the first one that no network can have.
+
+    Examples
+    --------
+    >>> check_model({"n_latent": 10, "n_hidden": [128, 64], "n_layers": None})
+    >>> check_model({"n_latent": 0})
+    Traceback (most recent call last):
+    ...
+    ValueError: n_latent=0: a whole number of at least 1 is needed.
+    """
+    for name, least in WHOLE_NUMBERS.items():
+        if name in arguments:
+            _check_whole(name, arguments[name], least)
+    if arguments.get("n_layers") is not None:
+        _check_whole("n_layers", arguments["n_layers"], 1)
+    for name in WIDTHS:
+        if arguments.get(name) is not None:
+            _check_widths(name, arguments[name])
+    _check_shares(arguments)
+
+
+def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> None:
+    """Check the numbers that a model is trained with.
+
+    Parameters
+    ----------
+    arguments
+        By name; `None`, where it stands for a default, is passed over.
+    least_batch_size
+        How many cells a minibatch has to have.
+
+    Raises
+    ------
+    ValueError
+        For the first one that cannot be.
+
+    Examples
+    --------
+    >>> check_training({"max_epochs": 1.5})
+    Traceback (most recent call last):
+    ...
+    ValueError: max_epochs=1.5: a whole number of at least 1 is needed.
+    """
+    epochs = arguments.get("max_epochs")
+    in_steps = epochs == -1 and "max_steps" in arguments  # Lightning's word for no end
+    if epochs is not None and not in_steps:
+        _check_whole("max_epochs", epochs, 1)
+    check_batch_size(arguments.get("batch_size"), least_batch_size)
+    given = {k: v for k, v in arguments.items() if v is not None}
+    _check_shares(given)
+    if (total := given.get("train_size", 0) + given.get("validation_size", 0)) > 1:
+        raise ValueError(
+            f"train_size={given['train_size']} and validation_size={given['validation_size']} "
+            f"make {total:g}; together they can be 1 at most."
+        )
+
+
+def check_batch_size(batch_size: Any, least: int = 1) -> None:
+    """Check a number of cells; `None` stands for a default."""
+    if batch_size is not None:
+        _check_whole("batch_size", batch_size, least)
+
+
+def check_columns(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments that name a layer or columns, once each names as many as it may.
+
+    Parameters
+    ----------
+    arguments
+        By name: ``layer``, those that end in ``_key`` (one column), and in ``_keys`` (a list).
+
+    Raises
+    ------
+    TypeError
+        For a list where one column is meant, for a string where a list is, and for what can be
+        the name of neither.
+
+    Examples
+    --------
+    >>> check_columns({"layer": None, "categorical_covariate_keys": ("donor", "site")})
+    {'layer': None, 'categorical_covariate_keys': ['donor', 'site']}
+    >>> check_columns({"categorical_covariate_keys": "donor"})
+    Traceback (most recent call last):
+    ...
+    TypeError: categorical_covariate_keys='donor': a list of columns is needed, as in ['donor'].
+    """
+    return {name: _names(name, value) for name, value in arguments.items()}
+
+
+def _names(argument: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if argument.endswith("_keys"):
+        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | pd.Index):
+            raise TypeError(
+                f"{argument}={value!r}: a list of columns is needed, as in {[value]!r}."
+            )
+        return [_name(argument, key) for key in value]
+    if isinstance(value, Sequence | np.ndarray | pd.Index) and not isinstance(value, str):
+        advice = ""
+        if argument == "batch_key":
+            advice = (
+                " Name further ones among the categorical covariates, or write what they are "
+                "together into one column."
+            )
+        raise TypeError(f"{argument}={value!r}: one name is needed, not several.{advice}")
+    return _name(argument, value)
+
+
+def _name(argument: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}={value!r}: a name is needed, which is a string.")
+    return value
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed.")
+
+
+def _check_widths(name: str, value: Any) -> None:
+    is_list = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    if not is_list and name == "n_hidden":
+        _check_whole(name, value, 1)
+        return
+    if not is_list or len(value) == 0:
+        raise ValueError(f"{name}={value!r}: a list of widths is needed, one for each layer.")
+    for width in value:
+        if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
+            raise ValueError(
+                f"{name}={value!r}: each width has to be a whole number of 1 or more."
+            )
+
+
+def _check_shares(arguments: Mapping[str, Any]) -> None:
+    for name, (from_zero, to_one) in SHARES.items():
+        if name not in arguments:
+            continue
+        value = arguments[name]
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        is_inside = is_number and (
+            0 < value < 1 or (from_zero and value == 0) or (to_one and value == 1)
+        )
+        if not is_inside:
+            low = "0" if from_zero else "above 0"
+            high = "1" if to_one else "below 1"
+            raise ValueError(f"{name}={value!r}: a number from {low} to {high} is needed.")
+
+
+def as_positions(cells: Any, n_cells: int, argument: str = "indices") -> NDArray[np.int64]:
+    """Return the positions of chosen cells, whatever says which they are.
+
+    Parameters
+    ----------
+    cells
+        Whole numbers in any sequence, in one dimension or in one column (as `np.argwhere` gives
+        them), negative ones counted from the end; a mask with one entry for each cell; a slice.
+    n_cells
+        Number of cells.
+    argument
+        Name of the argument, for messages.
+
+    Raises
+    ------
+    IndexError
+        When a position is outside, or a mask has another length.
+    TypeError
+        When it is neither.
+    ValueError
+        When there is more than one column.
+
+    Examples
+    --------
+    >>> as_positions((1, -1), 5), as_positions([True, False, True], 3)
+    (array([1, 4]), array([0, 2]))
+    >>> as_positions([5], 5)
+    Traceback (most recent call last):
+    ...
+    IndexError: indices holds 5, and there are 5 cells: positions go from 0 to 4.
+    """
+    if isinstance(cells, slice):
+        return np.arange(n_cells)[cells]
+    values = np.atleast_1d(np.asarray(cells))
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim > 1:
+        raise ValueError(f"{argument} has the shape {values.shape}: one dimension is needed.")
+    if values.dtype == object and len(values):
+        values = np.array(values.tolist())
+    if values.dtype.kind == "b":
+        if len(values) != n_cells:
+            raise IndexError(
+                f"{argument} is a mask of {len(values)} entries, and there are {n_cells} cells."
+            )
+        return np.flatnonzero(values)
+    if len(values) == 0:
+        return np.empty(0, np.int64)
+    if values.dtype.kind not in "iu":
+        raise TypeError(
+            f"{argument} holds {values[0]!r}: positions of cells, or a mask, are needed; "
+            "adata.obs_names.get_indexer(names) gives the positions of names."
+        )
+    for outside in (int(values.min()), int(values.max())):
+        if not -n_cells <= outside < n_cells:
+            raise IndexError(
+                f"{argument} holds {outside}, and there are {n_cells} cells: positions go from 0 "
+                f"to {n_cells - 1}."
+            )
+    return np.where(values < 0, values + n_cells, values).astype(np.int64)
+
+
+def takes_cells(getter: Method) -> Method:
+    """Let a getter be told of cells in every way that :func:`as_positions` knows."""
+    signature = inspect.signature(getter)
+
+    @functools.wraps(getter)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs)
+        arguments = given.arguments
+        check_batch_size(arguments.get("batch_size"))
+        adata = arguments.get("adata")
+        adata = self.adata if adata is None else adata
+        for name in CELLS:
+            cells = arguments.get(name)
+            # differential expression also takes a query of columns, as a string
+            if adata is not None and cells is not None and not isinstance(cells, str):
+                arguments[name] = as_positions(cells, adata.n_obs, name)
+        return getter(*given.args, **given.kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+def refuse_mudata(adata: Any) -> None:
+    """Refuse data of several modalities, and say how to take one."""
+    modalities = getattr(adata, "mod", None)
+    if modalities is not None:
+        names = ", ".join(repr(name) for name in modalities)
+        raise TypeError(
+            "DRA models the counts of one AnnData, and this is a MuData: pass the modality that "
+            f"holds RNA, as in DRA.setup_anndata(mdata[{next(iter(modalities), 'rna')!r}]). "
+            f"Modalities: {names}."
+        )

@@ -1,0 +1,129 @@
+"""Names of layers and columns that a user gives: they exist, and columns are complete."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+__all__ = ["check_complete", "closest", "counted", "named_layers", "unknown_key", "validate_keys"]
+
+NAMES_SHOWN = 10
+
+# The arguments whose columns a model reads for every cell.
+COMPLETE_COLUMNS = frozenset(
+    {
+        "batch_key",
+        "labels_key",
+        "size_factor_key",
+        "categorical_covariate_keys",
+        "continuous_covariate_keys",
+    }
+)
+
+
+def validate_keys(
+    adata: AnnData,
+    layer: str | None = None,
+    obs_keys: Mapping[str, str | Sequence[str] | None] | None = None,
+) -> None:
+    """Check that a layer and columns of ``adata.obs`` exist, and that batches are complete.
+
+    Parameters
+    ----------
+    adata
+        Where to look.
+    layer
+        Key of ``adata.layers``, or None.
+    obs_keys
+        From the name of an argument, for the message, to the column or columns it names. What
+        ``setup_anndata`` reads (``batch_key``, ``labels_key``, ``size_factor_key`` and the
+        covariates) must have a value for every cell; other columns may have gaps.
+
+    Raises
+    ------
+    KeyError
+        For what does not exist; ``error.args[0]`` names the argument, the key, the closest match
+        and what is available.
+    ValueError
+        For missing values, with their number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from anndata import AnnData
+    >>> adata = AnnData(np.ones((2, 1)), obs=pd.DataFrame({"donor": ["a", "b"]}, index=["x", "y"]))
+    >>> validate_keys(adata, obs_keys={"batch_key": "donor"})
+    >>> validate_keys(adata, obs_keys={"batch_key": "doner"})
+    Traceback (most recent call last):
+    ...
+    KeyError: "batch_key='doner' is not a column of adata.obs; did you mean 'donor'? Available: ...
+    """
+    if layer is not None and layer not in named_layers(adata):
+        raise KeyError(unknown_key("layer", layer, "a key of adata.layers", named_layers(adata)))
+    for argument, keys in (obs_keys or {}).items():
+        for key in [keys] if isinstance(keys, str) else keys or ():
+            if key not in adata.obs:
+                place = "a column of adata.obs"
+                raise KeyError(unknown_key(argument, key, place, adata.obs.columns))
+            if argument in COMPLETE_COLUMNS:
+                check_complete(adata.obs[key], argument)
+
+
+def unknown_key(argument: str, key: str, place: str, available: Iterable[object]) -> str:
+    """Say that a key does not exist, which one may be meant, and which ones there are.
+
+    Examples
+    --------
+    >>> unknown_key("layer", "count", "a key of adata.layers", ["counts"])
+    "layer='count' is not a key of adata.layers; did you mean 'counts'? Available: 'counts'."
+    """
+    names = [str(name) for name in available]
+    match = closest(key, names)
+    hint = f"; did you mean {match!r}?" if match else "."
+    shown = ", ".join(repr(name) for name in names[:NAMES_SHOWN])
+    more = ", ..." if len(names) > NAMES_SHOWN else "."
+    listing = f"Available: {shown}{more}" if names else "There are none."
+    return f"{argument}={key!r} is not {place}{hint} {listing}"
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """Return the most similar of some names, whatever their case, or None.
+
+    Examples
+    --------
+    >>> closest("Doner", ["donor", "age"])
+    'donor'
+    >>> closest("batch", ["donor", "age"]) is None
+    True
+    """
+    originals = {candidate.casefold(): candidate for candidate in names}
+    matches = difflib.get_close_matches(str(name).casefold(), originals, n=1)
+    return originals[matches[0]] if matches else None
+
+
+def named_layers(adata: AnnData) -> list[str]:
+    """Keys of ``adata.layers``; from version 0.13 on anndata lists ``X`` there too, as `None`."""
+    keys = adata.layers.keys()  # of an AnnCollection one can ask nothing else
+    return [key for key in keys if key is not None]
+
+
+def check_complete(column: pd.Series, argument: str) -> None:
+    missing = int(column.isna().sum())
+    if missing:
+        place = f"adata.obs[{column.name!r}]"
+        raise ValueError(
+            f"{argument}={column.name!r}: {missing} of {counted(len(column), 'cell', 'cells')} "
+            f"without a value in {place}. Fill them in, or drop those cells: "
+            f"adata[{place}.notna()].copy()."
+        )
+
+
+def counted(number: int, singular: str, plural: str) -> str:
+    return f"{number} {singular if number == 1 else plural}"
