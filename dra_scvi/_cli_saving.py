@@ -56,7 +56,8 @@ class Saving:
             self.cells_at = self.request.output
         except Exception as error:  # noqa: BLE001 - training must not have been for nothing
             self.error = self.error or error
-            if self.model_at is None:
+            self.cells_at = getattr(error, "kept", None)
+            if self.model_at is None and self.cells_at is None:
                 self._rescue_model()
 
     def score(self, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -112,8 +113,9 @@ class Saving:
 
         name = self.request.model_dir or self.request.output.with_suffix(".model")
         for place in (name.parent, Path.cwd(), Path(tempfile.gettempdir())):
+            folder = place / name.name
             try:
-                self._save_at(free_name(place / name.name))
+                self._save_at(free_name(folder) if folder.exists() else folder)
             except Exception:  # noqa: BLE001 - the next place may take it
                 continue
             return

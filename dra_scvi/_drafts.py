@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 
 __all__ = [
+    "TakenError",
     "clear_dead_drafts",
     "destination",
     "free_name",
@@ -34,6 +35,22 @@ NO_LINKS = frozenset(
 )
 # drafts that threads of this process are writing
 _live: set[str] = set()
+
+
+class TakenError(FileExistsError):
+    """The place of an output was taken while it was made.
+
+    Parameters
+    ----------
+    message
+        One line for the user.
+    kept
+        Where the output is instead.
+    """
+
+    def __init__(self, message: str, kept: Path) -> None:
+        super().__init__(message)
+        self.kept = kept
 
 
 def destination(path: Path) -> Path:
@@ -109,7 +126,7 @@ def publish(draft: Path, path: Path, replace: bool) -> None:
         _live.discard(draft.name)
 
 
-def keep_beside(draft: Path, path: Path) -> FileExistsError:
+def keep_beside(draft: Path, path: Path) -> TakenError:
     """Give a draft that has lost its place a name of its own; return the error that says so."""
     while True:
         kept = free_name(path)
@@ -120,9 +137,10 @@ def keep_beside(draft: Path, path: Path) -> FileExistsError:
                 _place_without_replacing(draft, kept)
         except FileExistsError:
             continue
-        return FileExistsError(
+        return TakenError(
             f"{path} was written by another process meanwhile and is left as it is; the result "
-            f"of this one is in {kept}"
+            f"of this one is in {kept}",
+            kept,
         )
 
 

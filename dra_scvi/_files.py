@@ -23,6 +23,7 @@ from dra_scvi._drafts import (
     take_mode,
 )
 from dra_scvi._h5ad_content import writable_copy
+from dra_scvi._patient_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,9 +207,14 @@ def write_h5ad(adata: AnnData, path: str | Path, replace: bool = True) -> None:
     TypeError
         When something in `adata` cannot be in such a file; names it.
     """
+    from anndata.io import write_elem
+
     copy = writable_copy(adata.to_memory() if adata.isbacked else adata)
-    with atomic_path(path, replace) as temporary:
-        copy.write_h5ad(temporary)
+    copy.strings_to_categoricals()
+    if copy.raw is not None:
+        copy.strings_to_categoricals(copy.raw.var)
+    with atomic_path(path, replace) as temporary, open_hdf5(temporary) as file:
+        write_elem(file, "/", copy)
 
 
 def write_json(payload: Any, path: str | Path, replace: bool = True) -> None:

@@ -13,6 +13,7 @@ from dra_scvi._files import atomic_path
 from dra_scvi._h5ad_content import writable
 from dra_scvi._hdf5_probe import check_hdf5
 from dra_scvi._io import is_zarr, read_input
+from dra_scvi._patient_file import open_hdf5
 from dra_scvi._stored import is_stored, read_rows
 
 if TYPE_CHECKING:
@@ -123,7 +124,6 @@ def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -
     replace
         Whether one that is there by then may be replaced.
     """
-    import h5py
     from anndata.io import write_elem
 
     with atomic_path(path, replace) as temporary:
@@ -131,7 +131,7 @@ def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -
             shutil.copyfile(source, temporary)
         else:
             _convert(source, temporary)
-        with h5py.File(temporary, "r+") as file:
+        with open_hdf5(temporary, "r+") as file:
             for name in ("obsm", "uns"):
                 if name not in file:
                     write_elem(file, name, {})
@@ -170,11 +170,10 @@ def write_stored(file: Any, key: str, matrix: Any) -> None:
 
 def _convert(source: Path, path: Path) -> None:
     """Write a zarr store as an ``.h5ad``."""
-    import h5py
     from anndata.io import read_elem, write_elem
 
     store = _open(source)
-    with h5py.File(path, "w") as file:
+    with open_hdf5(path) as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for name in store:
             if name not in NOT_COPIED:
