@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dra_scvi._drafts import destination
 from dra_scvi._files import atomic_path, check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["COLUMNS", "INTEGRATION", "OK", "Table", "frame"]
 
@@ -140,20 +142,43 @@ class Table:
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row, in place of an earlier one of the same run, and write the file.
 
-        Rows that another process has written meanwhile are kept.
+        Rows that other processes write meanwhile are kept: one process writes at a time, and
+        reads before what the others have written.
 
         Parameters
         ----------
         row
             A value for each column; those left out are missing.
         """
-        self._reload()
-        added = _identity(row)
-        self._rows = [kept for kept in self._rows if _identity(kept) != added]
-        self._rows.append({name: row.get(name) for name in COLUMNS})
+        with self._turn():
+            self._reload()
+            added = _identity(row)
+            self._rows = [kept for kept in self._rows if _identity(kept) != added]
+            self._rows.append({name: row.get(name) for name in COLUMNS})
+            self._write()
+
+    def _write(self) -> None:
         if self.path is not None:
             with atomic_path(self.path) as temporary:
                 frame(self._rows, self._extras).to_csv(temporary, index=False, lineterminator="\n")
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other process writes to the file, and keep the others waiting."""
+        if self.path is None:
+            yield
+            return
+        from filelock import FileLock
+
+        path = destination(self.path)  # a link and what it points to share one lock
+        lock = path.with_name(f".{path.name}.lock")
+        with FileLock(lock):
+            try:
+                yield
+            finally:
+                # while it is held: those who wait for a lock that is gone begin again
+                with contextlib.suppress(OSError):
+                    lock.unlink()
 
     def _reload(self) -> None:
         if self.path is not None and self.path.exists() and _is_table(self.path):

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi._cli_common import PATH, Common, Result, command, warn
+from dra_scvi._cli_common import PATH, Common, command, warn
 from dra_scvi._cli_config import CommaSeparated, Numbers
+from dra_scvi._cli_paths import FileName, to_write
+from dra_scvi._cli_remarks import remark
+from dra_scvi._cli_result import Result
 from dra_scvi._parallel import check_ray
 
 if TYPE_CHECKING:
@@ -164,7 +167,7 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
 )
 @click.option(
     "--output",
-    type=PATH,
+    type=FileName(),
     required=True,
     callback=_csv,
     metavar="TABLE.csv",
@@ -185,8 +188,10 @@ def benchmark(common: Common, **options: Any) -> Result:
 
     request = BenchmarkRequest(**options)
     request.check_usage()
+    inputs = {f"INPUT {path}": path for path in request.input_paths}
+    common.rehearse(inputs, *to_write("--output", request.output, "table"))
     Table(request.output, overwrite=common.force)
-    _check_inputs(request)
+    _check_inputs(request, common)
     table = _run(request, common)
     if table["nmi"].isna().any():
         failed = table[table["nmi"].isna()]
@@ -194,7 +199,7 @@ def benchmark(common: Common, **options: Any) -> Result:
     return _result(table, request, common)
 
 
-def _check_inputs(request: BenchmarkRequest) -> None:
+def _check_inputs(request: BenchmarkRequest, common: Common) -> None:
     """Check every input before the first run, which may be hours before the last."""
     from dra_scvi._benchmark_data import check_input
     from dra_scvi._io import read_input
@@ -203,6 +208,7 @@ def _check_inputs(request: BenchmarkRequest) -> None:
         adata = read_input(path)
         with _naming(path):
             check_input(adata, request.label_key, request.batch_key, request.layer)
+        remark(adata, request.batch_key, request.n_genes, common)
 
 
 @contextlib.contextmanager

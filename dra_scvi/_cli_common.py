@@ -9,53 +9,40 @@ import os
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dra_scvi._cli_config import config_option
+from dra_scvi._cli_errors import PROGRAM, in_options, is_first_process, one_line
+from dra_scvi._cli_paths import FileName, JsonName, PathName, to_write
+from dra_scvi._cli_result import Result, finish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
-    from anndata import AnnData
-    from numpy.typing import NDArray
+    from dra_scvi._rehearsal import Output
 
 __all__ = [
     "KEY_ADDED",
     "PATH",
-    "PROGRAM",
     "Common",
     "Interrupted",
-    "Result",
-    "bare",
-    "check_labels",
-    "clustering",
-    "clustering_rows",
     "command",
-    "effective_prior",
     "input_argument",
-    "is_first_process",
-    "one_line",
     "out_of_core_option",
     "output_option",
-    "read_or_open",
     "warn",
-    "write_cells",
 ]
 
-PROGRAM = "dra-scvi"
-SCHEMA_VERSION = 1
 SEED_LIMIT = 2**32 - 1
 KEY_ADDED = "X_dra"
-MIN_CELLS_TO_SCORE = 3
 
-PATH = click.Path(path_type=Path)
+PATH = PathName()
 
 
 class Interrupted(Exception):
@@ -68,10 +55,6 @@ class Interrupted(Exception):
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, made an exception so that unfinished files are removed on the way out."""
-
-
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())
 
 
 @contextlib.contextmanager
@@ -182,13 +165,16 @@ def _limited_threads(threads: int) -> Iterator[None]:
         numba.set_num_threads(before[1])
 
 
-def is_first_process() -> bool:
-    """Whether this is no process that Lightning has started beside another."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def warn(text: str) -> None:
-    click.echo(f"{PROGRAM}: warning: {text}", err=True)
+    """Say that something may be wrong."""
+    _tell(f"{PROGRAM}: warning: {text}")
+
+
+def _tell(text: str) -> None:
+    """Write a line to stderr in the words of the command; that nobody reads it stops no work."""
+    context = click.get_current_context(silent=True)
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(in_options(text, [context.command] if context else []), err=True)
 
 
 @dataclass(frozen=True)
@@ -206,28 +192,23 @@ class Common:
     def say(self, text: str) -> None:
         """Tell how far the work is."""
         if not self.quiet and is_first_process():
-            click.echo(text, err=True)
+            _tell(one_line(text))
 
     @property
     def shows_bar(self) -> bool:
         """Whether somebody watches."""
-        return not self.quiet and sys.stderr.isatty()
+        return not self.quiet and sys.stderr is not None and sys.stderr.isatty()
 
-    def check_output(self, path: Path | None) -> None:
-        """Check, before any work, that an output can be written."""
-        from dra_scvi._files import check_output
+    def rehearse(self, inputs: Mapping[str, Path], *outputs: Output) -> None:
+        """Check, before any work, that everything can be written; make missing folders.
 
-        if path is not None:
-            check_output(path, self.force)
+        Those in which nothing comes to lie are removed when the command ends.
+        """
+        from dra_scvi._rehearsal import rehearse, remove_empty
 
-
-class Result(NamedTuple):
-    """What a command found: all of it for JSON, and one or more tables for people."""
-
-    figures: dict[str, Any]
-    title: str = ""
-    rows: Sequence[Mapping[str, Any]] = ()
-    more: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] = ()
+        json = [] if self.json in (None, "-") else to_write("--json", Path(str(self.json)))
+        made = rehearse([*outputs, *json], inputs, self.force)
+        click.get_current_context().call_on_close(lambda: remove_empty(made))
 
 
 def _common_options() -> list[click.Option]:
@@ -249,6 +230,7 @@ def _common_options() -> list[click.Option]:
         click.Option(["--force"], is_flag=True, help="Replace outputs that exist."),
         click.Option(
             ["--json"],
+            type=JsonName(),
             metavar="PATH|-",
             help="Write the figures as JSON; - writes them, and nothing else, to stdout.",
         ),
@@ -268,13 +250,11 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
         @functools.wraps(function)
         def run(**options: Any) -> None:
             common = Common(**{field.name: options.pop(field.name) for field in fields(Common)})
-            with _signals_as_errors():
+            with _marked(common.debug), _signals_as_errors():
                 with _session(common):
-                    if common.json not in (None, "-"):
-                        common.check_output(Path(str(common.json)))
                     result = function(common, **options)
                 if result is not None:
-                    _emit(name, result, common)
+                    finish(name, result, common)
 
         made = click.command(name)(run)
         made.params.extend(_common_options())
@@ -297,13 +277,18 @@ def _session(common: Common) -> Iterator[None]:
             stack.enter_context(_own_log(common))
         if common.threads is not None:
             stack.enter_context(_limited_threads(common.threads))
-        try:
-            _check_accelerator(common.accelerator)
-            yield
-        except BaseException:
-            if common.debug:
-                traceback.print_exc()
-            raise
+        _check_accelerator(common.accelerator)
+        yield
+
+
+@contextlib.contextmanager
+def _marked(debug: bool) -> Iterator[None]:
+    """Mark errors of which the trace is to be shown, wherever in a command they come from."""
+    try:
+        yield
+    except Exception as error:
+        error.is_debugged = debug  # type: ignore[attr-defined]
+        raise
 
 
 def _check_accelerator(name: str) -> None:
@@ -315,42 +300,6 @@ def _check_accelerator(name: str) -> None:
     known = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
     if name not in known:
         raise click.UsageError(f"--accelerator {name}: choose one of {', '.join(known)}.")
-
-
-def _emit(name: str, result: Result, common: Common) -> None:
-    """Write the figures as JSON where that was asked for, and the table to stdout."""
-    from importlib.metadata import version
-
-    from dra_scvi._files import write_json
-
-    if common.json is not None:
-        header = {"schema_version": SCHEMA_VERSION, "command": name}
-        write_json({**header, "version": version("dra_scvi"), **result.figures}, common.json)
-    if common.json == "-":
-        return
-    if common.json is not None:
-        common.say(f"wrote {common.json}")
-    for title, rows in ((result.title, result.rows), *result.more):
-        if rows:
-            _print_table(title, rows)
-
-
-def _print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name, value in rows[0].items():
-        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    Console(file=sys.stdout).print(table, markup=False)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _h5ad(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
@@ -366,7 +315,7 @@ def input_argument() -> Callable[[Any], Any]:
 def output_option() -> Callable[[Any], Any]:
     return click.option(
         "--output",
-        type=PATH,
+        type=FileName(),
         required=True,
         callback=_h5ad,
         metavar="OUT.h5ad",
@@ -379,92 +328,4 @@ def out_of_core_option() -> Callable[[Any], Any]:
         "--out-of-core/--in-memory",
         default=None,
         help="Leave the counts in their file; default: where they would fill half of the memory.",
-    )
-
-
-def read_or_open(
-    path: Path, layer: str | None, out_of_core: bool | None, common: Common
-) -> tuple[AnnData, bool]:
-    """Read INPUT, or leave its counts where they are, and say which."""
-    from dra_scvi._io import read_input
-    from dra_scvi._out_of_core import open_stored, stays_in_file
-
-    if not stays_in_file(path, out_of_core):
-        return read_input(path), False
-    common.say(f"counts stay in {path}")
-    return open_stored(path, layer), True
-
-
-def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common) -> None:
-    """Write INPUT with what was added to it; of `source`, where its counts are still there."""
-    from dra_scvi._files import write_h5ad
-    from dra_scvi._out_of_core import write_copy
-
-    if source is None:
-        write_h5ad(adata, path)
-    else:
-        write_copy(source, adata, path)
-    common.say(f"wrote {path}")
-
-
-def check_labels(adata: AnnData, label_key: str | None) -> None:
-    """Check that cells can be scored against a column of labels."""
-    if label_key is None:
-        return
-    from dra_scvi._validation import validate_keys
-
-    validate_keys(adata, obs_keys={"label_key": label_key})
-    missing = int(adata.obs[label_key].isna().sum())
-    if missing:
-        raise ValueError(
-            f"label_key={label_key!r}: {missing} of {adata.n_obs} cells have no label; drop these "
-            "cells, or give them a label of their own such as 'unknown'."
-        )
-    if adata.n_obs < MIN_CELLS_TO_SCORE:
-        raise ValueError(
-            f"{adata.n_obs} cells cannot be clustered; at least {MIN_CELLS_TO_SCORE} are needed."
-        )
-
-
-def clustering(embedding: NDArray[Any], labels: Any, seed: int) -> dict[str, dict[str, Any]]:
-    """Score k-means, which is told the number of labels, and Leiden, which is not."""
-    from dra_scvi import metrics
-
-    return {
-        "kmeans": metrics.clustering(embedding, labels, "kmeans", seed=seed),
-        "leiden": metrics.clustering(embedding, labels, "leiden", seed=seed),
-    }
-
-
-def clustering_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    titles = {"kmeans": "k-means", "leiden": "Leiden"}
-    return [
-        {
-            "clustering": title,
-            "NMI": scores[method]["nmi"],
-            "ARI": scores[method]["ari"],
-            "silhouette": scores[method].get("silhouette"),
-            "clusters": scores[method]["n_clusters"],
-        }
-        for method, title in titles.items()
-    ]
-
-
-def effective_prior(settings: Mapping[str, Any]) -> str:
-    """Name the prior of a model from its arguments, where `None` is the model's own choice."""
-    from dra_scvi._priors import default_prior
-
-    return settings["prior"] or default_prior(settings.get("latent_distribution", "normal"))
-
-
-def bare(adata: AnnData, layer: str | None, columns: Sequence[str]) -> AnnData:
-    """Share the counts and copy some columns, so that training leaves no trace in `adata`."""
-    import anndata
-    import pandas as pd
-
-    return anndata.AnnData(
-        X=None if layer else adata.X,
-        obs=adata.obs[list(columns)].copy(),
-        var=pd.DataFrame(index=adata.var_names),
-        layers={layer: adata.layers[layer]} if layer else {},
     )

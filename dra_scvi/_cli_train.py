@@ -1,36 +1,31 @@
-"""The train command: its options, what they forbid each other, and what it writes."""
+"""The train command: its options, the order of its work, and what it tells."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dra_scvi._cli_cells import bare, effective_prior, read_or_open, write_cells
 from dra_scvi._cli_common import (
     KEY_ADDED,
-    PATH,
     Common,
-    Result,
-    bare,
-    check_labels,
-    clustering,
-    clustering_rows,
     command,
-    effective_prior,
     input_argument,
-    one_line,
     out_of_core_option,
     output_option,
-    read_or_open,
     warn,
-    write_cells,
 )
-from dra_scvi._cli_config import Numbers
+from dra_scvi._cli_errors import one_line
+from dra_scvi._cli_paths import FileName, FolderName
+from dra_scvi._cli_remarks import remark
+from dra_scvi._cli_result import Result
+from dra_scvi._cli_saving import Saving
+from dra_scvi._cli_scores import check_labels, clustering, clustering_rows
+from dra_scvi._cli_train_request import TrainRequest, Widths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from anndata import AnnData
 
@@ -38,126 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-PUBLISHED_DIMENSIONS = (2, 10, 20)
-MANY_GENES, ENOUGH_GENES = 5_000, 2_000
-
-
-class Widths(Numbers):
-    """Widths of hidden layers: ``128``, or ``512,512``."""
-
-    name = "widths"
-    example = "128 or 512,512"
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """Options of ``train``; `None` leaves a setting to the model."""
-
-    input_path: Path
-    output: Path
-    model_dir: Path | None
-    layer: str | None
-    batch_key: str | None
-    label_key: str | None
-    n_genes: int | None
-    n_latent: int
-    preset: str | None
-    max_epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    beta1: float | None
-    n_hidden: list[int] | None
-    n_hidden_discriminator: list[int] | None
-    dropout_rate: float | None
-    leak: float | None
-    batch_norm: bool | None
-    prior: str | None
-    divergence: str | None
-    metrics_log: Path | None
-    resume: bool
-    devices: int
-    nodes: int
-    out_of_core: bool | None
-
-    MODEL = (
-        "n_hidden",
-        "n_hidden_discriminator",
-        "dropout_rate",
-        "leak",
-        "batch_norm",
-        "prior",
-        "divergence",
-    )
-    PUBLISHED_ONLY = ("beta1", "leak", "batch_norm")
-
-    def check_usage(self) -> None:
-        """Refuse options that contradict each other."""
-        if self.metrics_log is not None and self.label_key is None:
-            raise click.UsageError("--metrics-log needs --label-key.")
-        if self.preset is None:
-            for name in self.PUBLISHED_ONLY:
-                if getattr(self, name) is not None:
-                    option = name.replace("_", "-")
-                    raise click.UsageError(f"--{option} needs --preset published.")
-            return
-        if self.devices * self.nodes > 1:
-            raise click.UsageError("--preset published runs on one device.")
-        if self.out_of_core:
-            raise click.UsageError("--out-of-core cannot be chosen with --preset published.")
-        if self.n_latent not in PUBLISHED_DIMENSIONS:
-            raise click.UsageError(
-                f"--preset published takes --n-latent 2, 10 or 20, not {self.n_latent}."
-            )
-        if self.divergence is not None:
-            raise click.UsageError("--divergence cannot be chosen with --preset published.")
-        if self.prior == "mixture":
-            raise click.UsageError("--prior mixture cannot be chosen with --preset published.")
-
-    def check_outputs(self, common: Common) -> None:
-        """Check that everything can be written."""
-        from dra_scvi._files import check_output
-
-        common.check_output(self.output)
-        common.check_output(self.model_dir)
-        if self.metrics_log is not None:
-            check_output(self.metrics_log, force=True)  # it is appended to
-
-    @property
-    def checkpoint(self) -> Path:
-        """File in which the state of training is kept."""
-        return self.output.with_name(f".{self.output.name}.ckpt")
-
-    @property
-    def model_kwargs(self) -> dict[str, Any]:
-        """Arguments of the model, those that were given."""
-        values = {name: getattr(self, name) for name in self.MODEL}
-        return {name: value for name, value in values.items() if value is not None}
-
-    @property
-    def plan_kwargs(self) -> dict[str, Any]:
-        """Arguments of the training plan; those of a preset are kept unless given."""
-        from dra_scvi import presets
-
-        preset = presets.published(self.n_latent).train["plan_kwargs"] if self.preset else {}
-        given = {"lr": self.learning_rate, "beta1": self.beta1}
-        return preset | {name: value for name, value in given.items() if value is not None}
-
-    def train_kwargs(self, common: Common) -> dict[str, Any]:
-        """Arguments of training, those that were given."""
-        kwargs: dict[str, Any] = {"enable_progress_bar": common.shows_bar}
-        if self.plan_kwargs:
-            kwargs["plan_kwargs"] = self.plan_kwargs
-        if self.batch_size is not None:
-            kwargs["batch_size"] = self.batch_size
-        if self.devices * self.nodes > 1:
-            kwargs |= {"devices": self.devices, "num_nodes": self.nodes}
-        return kwargs
-
 
 @command("train")
 @input_argument()
 @output_option()
-@click.option("--model-dir", type=PATH, metavar="DIR", help="Save the trained model here.")
+@click.option("--model-dir", type=FolderName(), metavar="DIR", help="Save the trained model here.")
 @click.option("--layer", help="Layer that holds the counts; X without it.")
 @click.option("--batch-key", help="Column of obs with batches to integrate.")
 @click.option("--label-key", help="Column of obs with cell types, to score the embedding.")
@@ -212,7 +92,10 @@ class TrainRequest:
     help="Distance that the discriminators estimate.",
 )
 @click.option(
-    "--metrics-log", type=PATH, metavar="FILE", help="Append settings and NMI to this text file."
+    "--metrics-log",
+    type=FileName(),
+    metavar="FILE",
+    help="Append settings and NMI to this text file.",
 )
 @click.option(
     "--devices",
@@ -246,44 +129,35 @@ def train(common: Common, **options: Any) -> Result | None:
     """
     request = TrainRequest(**options)
     request.check_usage()
-    request.check_outputs(common)
+    request.rehearse(common)
     wanted = False if request.preset else request.out_of_core
     adata, is_stored = read_or_open(request.input_path, request.layer, wanted, common)
     _check_trainable(adata, request)
+    remark(adata, request.batch_key, request.n_genes, common)
     model = _fit(adata, request, common)
     if not model.trainer.is_global_zero:
         return None  # of several processes the first one writes
-    scores, cells = _score_training(adata, request, common)
-    figures: dict[str, Any] = {
-        "input": {
-            "n_cells": adata.n_obs,
-            "n_genes": adata.n_vars,
-            "layer": request.layer,
-            "batch_key": request.batch_key,
-            "label_key": request.label_key,
-        },
-        "settings": _effective_settings(model, request, common),
-        "training": {name: float(h.iloc[-1, 0]) for name, h in model.history.items()},
-        **scores,
-    }
-    if scores:
-        figures["cells"] = cells
-    if request.model_dir is not None:
-        model.save(str(request.model_dir), overwrite=common.force)
-        common.say(f"wrote {request.model_dir}")
-    write_cells(adata, request.output, request.input_path if is_stored else None, common)
-    _log_metrics(figures, request)
-    title = f"{cells} cells of {request.input_path.name}"
-    return Result(figures, title, clustering_rows(scores) if scores else ())
+    source = request.input_path if is_stored else None
+    saving = Saving(model, request, common)
+    saving.save_model()
+    saving.save_cells(lambda: write_cells(adata, request.output, source, common))
+    scores = saving.score(lambda: _score_training(adata, request, common))
+    figures = _figures(adata, model, request, common, scores)
+    saving.log(lambda: _log_metrics(figures, request))
+    title = f"{_scored_cells(request)} cells of {request.input_path.name}"
+    rows = clustering_rows(scores) if scores else ()
+    return Result(figures, title, rows, failure=saving.failure, at_end=saving.finish)
 
 
 def _check_trainable(adata: AnnData, request: TrainRequest) -> None:
     """Check all of INPUT before the first line about training."""
+    from dra_scvi._h5ad_content import check_writable
     from dra_scvi._validation import validate_counts, validate_keys
 
     validate_keys(adata, request.layer, {"batch_key": request.batch_key})
     check_labels(adata, request.label_key)
     validate_counts(adata, request.layer, request.batch_key)
+    check_writable(adata)
     if request.preset and request.batch_key:
         warn("--batch-key has no effect with --preset published.")
 
@@ -330,25 +204,44 @@ def _announce(adata: AnnData, request: TrainRequest, common: Common) -> None:
         common.say(f"not going on from {request.checkpoint}, which takes --resume")
     n_genes = min(adata.n_vars, request.n_genes or adata.n_vars)
     common.say(f"training on {adata.n_obs} cells and {n_genes} genes")
-    if n_genes > MANY_GENES:
-        common.say(f"with so many genes this takes long; --n-genes {ENOUGH_GENES} is faster")
+
+
+def _figures(
+    adata: AnnData, model: DRA, request: TrainRequest, common: Common, scores: dict[str, Any]
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "input": {
+            "n_cells": adata.n_obs,
+            "n_genes": adata.n_vars,
+            "layer": request.layer,
+            "batch_key": request.batch_key,
+            "label_key": request.label_key,
+        },
+        "settings": _effective_settings(model, request, common),
+        "training": {name: float(h.iloc[-1, 0]) for name, h in model.history.items()},
+        **scores,
+    }
+    return {**figures, "cells": _scored_cells(request)} if scores else figures
+
+
+def _scored_cells(request: TrainRequest) -> str:
+    """Which cells are scored: all or, as by the released program, the test cells."""
+    return "test" if request.preset else "all"
 
 
 def _score_training(
     adata: AnnData, request: TrainRequest, common: Common
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """Score all cells or, as the released program, the test cells; say which."""
+) -> dict[str, dict[str, Any]]:
     import numpy as np
 
-    cells = "test" if request.preset else "all"
     if request.label_key is None:
-        return {}, cells
+        return {}
     rows = np.ones(adata.n_obs, dtype=bool)
     if request.preset:
         rows = (adata.obs["dra_split"] == "test").to_numpy()
     labels = adata.obs[request.label_key][rows]
     seed = 0 if request.preset else common.seed
-    return clustering(adata.obsm[KEY_ADDED][rows], labels, seed), cells
+    return clustering(adata.obsm[KEY_ADDED][rows], labels, seed)
 
 
 def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> dict[str, Any]:
@@ -379,7 +272,7 @@ def _log_metrics(figures: Mapping[str, Any], request: TrainRequest) -> None:
 
     from dra_scvi._files import append_line
 
-    if request.metrics_log is None:
+    if request.metrics_log is None or "kmeans" not in figures:
         return
     words = [datetime.now(UTC).isoformat(timespec="seconds"), request.input_path.name]
     for name, value in figures["settings"].items():

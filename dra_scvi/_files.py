@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import sys
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dra_scvi._validation import named_layers
+from dra_scvi._drafts import (
+    clear_dead_drafts,
+    destination,
+    keep_beside,
+    name_draft,
+    plain_error,
+    publish,
+    take_mode,
+)
+from dra_scvi._h5ad_content import writable_copy
+from dra_scvi._patient_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +63,7 @@ def check_output(path: str | Path, force: bool = False) -> None:
     >>> check_output("no/such/out.h5ad", force=False)
     Traceback (most recent call last):
     ...
-    FileNotFoundError: cannot write no/such/out.h5ad: the folder no/such does not exist; ...
+    FileNotFoundError: cannot write no/such/out.h5ad: the output folder no/such does not ...
     """
     path = Path(path)
     _check_parent(path)
@@ -62,22 +72,29 @@ def check_output(path: str | Path, force: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a hidden sibling to write to, which takes the place of `path` once it is complete.
 
     The sibling has the suffix of `path`, from which writers tell the format. It is flushed to
     disk and renamed when the block ends, and removed when the block fails: `path` is then as it
-    was before.
+    was before. Siblings that killed processes have left are removed. A link is written through,
+    and a file that is replaced keeps its mode.
 
     Parameters
     ----------
     path
         File to be written or replaced.
+    replace
+        Whether one that is there by then may be replaced.
 
     Raises
     ------
+    FileExistsError
+        When there is one that may not be replaced; names the file in which the new one is kept.
     FileNotFoundError
         When the parent folder does not exist.
+    OSError
+        When the system refuses; names `path` rather than the sibling.
 
     Examples
     --------
@@ -88,20 +105,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     >>> [file.name for file in folder.iterdir()]
     ['a.txt']
     """
-    path = Path(path)
+    path = destination(Path(path))
     _check_parent(path)
-    temporary = _hidden_sibling(path)
+    clear_dead_drafts(path)
+    temporary = name_draft(path)
     try:
+        if replace and path.exists():
+            temporary.touch(0o600)  # what only its owner may read is so from the first byte on
+            take_mode(temporary, path)
         yield temporary
         _flush_to_disk(temporary)
-        temporary.replace(path)
-    except BaseException:
+        publish(temporary, path, replace)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        plain = plain_error(error, path)
+        if plain is None:
+            raise
+        raise plain from error
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a hidden sibling folder whose files take their place once all of them are complete.
 
     Files of the same name in a folder that exists are replaced, others left alone. The sibling is
@@ -111,9 +135,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     ----------
     path
         Folder to be written or added to.
+    replace
+        Whether one that holds something by then may be added to.
 
     Raises
     ------
+    FileExistsError
+        When it may not; names the folder in which the new files are kept.
     FileNotFoundError
         When the parent folder does not exist.
 
@@ -128,40 +156,68 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).resolve()
     _check_parent(path)
-    temporary = _hidden_sibling(path)
-    temporary.mkdir()
+    clear_dead_drafts(path)
+    temporary = name_draft(path)
     try:
+        temporary.mkdir()
         yield temporary
-        if path.exists():
+        if replace and path.exists():
             for file in sorted(temporary.iterdir()):
-                file.replace(path / file.name)
+                publish(file, path / file.name, replace=True)
         else:
-            temporary.replace(path)
+            _take_place(temporary, path)
+    except OSError as error:
+        if error.filename is None or str(temporary) not in str(error.filename):
+            raise
+        name = str(error.filename).replace(str(temporary), str(path))
+        raise OSError(error.errno, error.strerror, name) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_h5ad(adata: AnnData, path: str | Path) -> None:
+def _take_place(draft: Path, path: Path) -> None:
+    """Rename a folder, which the system does where there is none or an empty one."""
+    try:
+        draft.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise keep_beside(draft, path) from error
+
+
+def write_h5ad(adata: AnnData, path: str | Path, replace: bool = True) -> None:
     """Write an AnnData whole or not at all; equal content gives equal bytes.
 
     Parameters
     ----------
     adata
-        What to write. It is not changed: text columns become categories in the file only.
+        What to write. It is not changed: text columns become categories in the file only, and
+        what else a file holds in another form (:func:`~dra_scvi._h5ad_content.writable_copy`).
     path
         The ``.h5ad`` to write or replace.
+    replace
+        Whether one that is there by then may be replaced.
 
     Raises
     ------
+    FileExistsError
+        When it may not; names the file in which the new one is kept.
     FileNotFoundError
         When the parent folder does not exist.
+    TypeError
+        When something in `adata` cannot be in such a file; names it.
     """
-    shallow = adata.to_memory() if adata.isbacked else _shallow_copy(adata)
-    with atomic_path(path) as temporary:
-        shallow.write_h5ad(temporary)
+    from anndata.io import write_elem
+
+    copy = writable_copy(adata.to_memory() if adata.isbacked else adata)
+    copy.strings_to_categoricals()
+    if copy.raw is not None:
+        copy.strings_to_categoricals(copy.raw.var)
+    with atomic_path(path, replace) as temporary, open_hdf5(temporary) as file:
+        write_elem(file, "/", copy)
 
 
-def write_json(payload: Any, path: str | Path) -> None:
+def write_json(payload: Any, path: str | Path, replace: bool = True) -> None:
     """Write JSON with sorted keys, to a file (whole or not at all) or to standard output.
 
     Parameters
@@ -170,6 +226,8 @@ def write_json(payload: Any, path: str | Path) -> None:
         What ``json`` accepts; NumPy scalars and arrays and paths are converted.
     path
         File to write or replace, or ``"-"`` for standard output.
+    replace
+        Whether a file that is there by then may be replaced.
 
     Raises
     ------
@@ -191,10 +249,10 @@ def write_json(payload: Any, path: str | Path) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        write_text(text, path)
+        write_text(text, path, replace)
 
 
-def write_text(text: str, path: str | Path) -> None:
+def write_text(text: str, path: str | Path, replace: bool = True) -> None:
     """Write text as UTF-8, whole or not at all.
 
     Parameters
@@ -203,13 +261,15 @@ def write_text(text: str, path: str | Path) -> None:
         Written as it is, on every system with the same line ends.
     path
         File to write or replace.
+    replace
+        Whether one that is there by then may be replaced.
 
     Raises
     ------
     FileNotFoundError
         When the parent folder does not exist.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path, replace) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -244,36 +304,13 @@ def append_line(path: str | Path, line: str) -> None:
 def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"cannot write {path}: the folder {path.parent} does not exist; create it first"
+            f"cannot write {path}: the output folder {path.parent} does not exist; create it first"
         )
-
-
-def _hidden_sibling(path: Path) -> Path:
-    unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    return path.with_name(f".{unique}-{path.name}")
 
 
 def _flush_to_disk(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _shallow_copy(adata: AnnData) -> AnnData:
-    """Share the matrices but not the tables, which anndata changes while it writes."""
-    import anndata
-
-    return anndata.AnnData(
-        X=adata.X,
-        obs=adata.obs.copy(),
-        var=adata.var.copy(),
-        uns=dict(adata.uns),
-        obsm=dict(adata.obsm),
-        varm=dict(adata.varm),
-        obsp=dict(adata.obsp),
-        varp=dict(adata.varp),
-        layers={key: adata.layers[key] for key in named_layers(adata)},
-        raw=adata.raw,
-    )
 
 
 def _plain(value: Any) -> Any:

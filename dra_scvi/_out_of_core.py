@@ -10,8 +10,10 @@ import numpy as np
 from anndata.abc import CSCDataset
 
 from dra_scvi._files import atomic_path
+from dra_scvi._h5ad_content import writable
 from dra_scvi._hdf5_probe import check_hdf5
 from dra_scvi._io import is_zarr, read_input
+from dra_scvi._patient_file import open_hdf5
 from dra_scvi._stored import is_stored, read_rows
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def _read_lazily(path: Path) -> AnnData:
     )
 
 
-def write_copy(source: Path, adata: AnnData, path: Path) -> None:
+def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -> None:
     """Write a file again with what was added to it, whole or not at all, its matrices in blocks.
 
     Parameters
@@ -119,16 +121,17 @@ def write_copy(source: Path, adata: AnnData, path: Path) -> None:
         Its ``obsm`` and ``uns`` are added.
     path
         The ``.h5ad`` to write or replace.
+    replace
+        Whether one that is there by then may be replaced.
     """
-    import h5py
     from anndata.io import write_elem
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path, replace) as temporary:
         if source.suffix == ".h5ad":
             shutil.copyfile(source, temporary)
         else:
             _convert(source, temporary)
-        with h5py.File(temporary, "r+") as file:
+        with open_hdf5(temporary, "r+") as file:
             for name in ("obsm", "uns"):
                 if name not in file:
                     write_elem(file, name, {})
@@ -167,15 +170,14 @@ def write_stored(file: Any, key: str, matrix: Any) -> None:
 
 def _convert(source: Path, path: Path) -> None:
     """Write a zarr store as an ``.h5ad``."""
-    import h5py
     from anndata.io import read_elem, write_elem
 
     store = _open(source)
-    with h5py.File(path, "w") as file:
+    with open_hdf5(path) as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for name in store:
             if name not in NOT_COPIED:
-                write_elem(file, name, read_elem(store[name]))
+                write_elem(file, name, writable(read_elem(store[name]), name))
         write_elem(file, "layers", {})
         matrices = {f"layers/{name}": element for name, element in _items(store, "layers")}
         if "X" in store:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from dra_scvi._argument_kinds import check_table as check_kind
 from dra_scvi._validation import unknown_key
 
 if TYPE_CHECKING:
@@ -222,6 +223,8 @@ def check_table(table: pd.DataFrame, metric: str) -> None:
 
     Raises
     ------
+    TypeError
+        When it is no table.
     KeyError
         When there is no such column.
     ValueError
@@ -234,6 +237,7 @@ def check_table(table: pd.DataFrame, metric: str) -> None:
     ...
     ValueError: not a table of benchmark.compare: the columns dataset, n_latent, seed are missing.
     """
+    check_kind(table)
     missing = [name for name in ("model", *PAIR) if name not in table]
     if missing:
         raise ValueError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dra_scvi import metrics
+from dra_scvi._argument_kinds import check_adata, check_number
 from dra_scvi._benchmark_data import Cells, check_input, prepare
 from dra_scvi._benchmark_table import INTEGRATION, OK, Row, Table, frame
 from dra_scvi._contenders import Contender, Embed, Embedded, Task, resolve
@@ -138,6 +139,8 @@ def compare(
 
     Raises
     ------
+    TypeError
+        When an argument is of another kind.
     KeyError
         When a column or the layer does not exist.
     ValueError
@@ -158,6 +161,8 @@ def compare(
     >>> table[["model", "n_latent", "seed", "n_clusters"]].to_numpy().tolist()
     [['pca', 2, 0, 3], ['fa', 2, 0, 3], ['pca', 2, 1, 3], ['fa', 2, 1, 3]]
     """
+    check_adata(adata)
+    _check_kinds(label_key=label_key, batch_key=batch_key, layer=layer)
     check_ray(parallel)
     contenders = resolve(models)
     plan = _Plan.checked(n_latent, seeds, max_epochs, quick)
@@ -195,8 +200,11 @@ class _Plan:
         max_epochs: int | None,
         quick: bool,
     ) -> _Plan:
-        dims = [n_latent] if isinstance(n_latent, int | np.integer) else list(n_latent)
-        drawn = range(seeds) if isinstance(seeds, int | np.integer) else list(seeds)
+        dims = _listed("n_latent", n_latent)
+        drawn = _listed("seeds", seeds)
+        if isinstance(seeds, int | np.integer):
+            check_number(seeds, "seeds", least=1)
+            drawn = list(range(seeds))
         _check_numbers("n_latent", dims, least=1)
         _check_numbers("seeds", drawn, least=0)
         if max_epochs is not None:
@@ -204,6 +212,22 @@ class _Plan:
         if quick:
             return cls((QUICK_N_LATENT,), (int(drawn[0]),), QUICK_EPOCHS, QUICK_CELLS)
         return cls(tuple(map(int, dims)), tuple(map(int, drawn)), max_epochs, None)
+
+
+def _check_kinds(**names: Any) -> None:
+    """Refuse columns and lists where the name of a column or layer is wanted."""
+    for argument, name in names.items():
+        if not (isinstance(name, str) or (name is None and argument != "label_key")):
+            raise TypeError(f"{argument} takes one name, not {type(name).__name__}")
+
+
+def _listed(argument: str, values: Any) -> list[Any]:
+    """Make a list of one number or several."""
+    if isinstance(values, int | np.integer):
+        return [values]
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{argument} takes a whole number or a list of them, not {values!r}")
+    return list(values)
 
 
 def _check_numbers(argument: str, values: Sequence[Any], least: int) -> None:

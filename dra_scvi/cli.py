@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from dra_scvi._cli_benchmark import benchmark
+from dra_scvi._cli_cells import bare, effective_prior, read_or_open, write_cells
 from dra_scvi._cli_common import (
     KEY_ADDED,
     PATH,
-    PROGRAM,
     Common,
-    Result,
-    bare,
-    check_labels,
-    clustering,
-    clustering_rows,
     command,
-    effective_prior,
     input_argument,
-    is_first_process,
-    one_line,
     out_of_core_option,
     output_option,
-    read_or_open,
-    write_cells,
 )
+from dra_scvi._cli_errors import PROGRAM, Program, exit_code
+from dra_scvi._cli_paths import FolderName, to_write
+from dra_scvi._cli_result import Result
+from dra_scvi._cli_scores import check_labels, clustering, clustering_rows, integration_rows
 from dra_scvi._cli_train import train
 
 if TYPE_CHECKING:
@@ -39,72 +31,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["main", "program"]
+__all__ = ["exit_code", "main", "program"]
 
-BUG = 1
-
-# The first class of an error's ancestry that is named here decides; names, so that an error can
-# be told without importing the library it comes from. Any other error is a bug.
-EXIT_CODES = {
-    "UsageError": 2,
-    "MisconfigurationException": 2,  # Lightning's, for accelerators that are not there
-    "TrainingDivergedError": 70,
-    "FileNotFoundError": 66,
-    "FileExistsError": 73,
-    "InvalidCountsError": 65,
-    "KeyError": 65,
-    "ValueError": 65,
-    "TypeError": 65,
-}
-SIGNAL_OFFSET = 128
 GENES_SHOWN = 5
-
-
-class Program(click.Group):
-    """The group of commands, which turns every error into one line and an exit code."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command and exit."""
-        kwargs["standalone_mode"] = False
-        try:
-            code = super().main(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the one place where errors become exit codes
-            code = exit_code(error)
-            if is_first_process():
-                click.echo(f"{PROGRAM}: error: {_message(error)}", err=True)
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def exit_code(error: BaseException) -> int:
-    """Tell the exit code of an error.
-
-    Examples
-    --------
-    >>> exit_code(FileExistsError("out.h5ad")), exit_code(ZeroDivisionError())
-    (73, 1)
-    """
-    if isinstance(error, click.Abort):
-        return SIGNAL_OFFSET + signal.SIGINT
-    signum = getattr(error, "signum", None)
-    if signum is not None:
-        return SIGNAL_OFFSET + signum
-    ancestry = [ancestor.__name__ for ancestor in type(error).__mro__]
-    return next((EXIT_CODES[name] for name in ancestry if name in EXIT_CODES), BUG)
-
-
-def _message(error: Exception) -> str:
-    """Put an error into one line."""
-    if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx else PROGRAM
-        return f"{one_line(error.format_message())} See {path} --help."
-    if isinstance(error, click.ClickException):
-        return one_line(error.format_message())
-    if isinstance(error, click.Abort):
-        return "Interrupted."
-    text = one_line(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if exit_code(error) != BUG or isinstance(error, OSError):
-        return text or type(error).__name__
-    return f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
 
 
 @click.group(cls=Program, name=PROGRAM, invoke_without_command=True)
@@ -119,12 +48,23 @@ def program(ctx: click.Context) -> None:
     Every command takes its options from a YAML file as well (--config). For completion in bash:
     eval "$(_DRA_SCVI_COMPLETE=bash_source dra-scvi)"; zsh and fish have the same.
 
-    Exit codes: 0 done, 2 wrong usage, 65 bad data, 66 missing input, 70 training diverged, 73
-    output exists, 130 and 143 interrupted.
+    Exit codes: 0 done; 1 refused by the system (no permission, disk full, out of memory) or a
+    bug; 2 wrong usage; 65 bad data; 66 missing input; 70 training diverged; 73 output exists, or
+    something else is in its place; 130 and 143 interrupted.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(2)
+
+
+def _key(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    from dra_scvi._h5ad_content import check_key
+
+    try:
+        check_key(value, "key_added")
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    return value
 
 
 @command("embed")
@@ -134,7 +74,11 @@ def program(ctx: click.Context) -> None:
 )
 @output_option()
 @click.option(
-    "--key-added", default=KEY_ADDED, show_default=True, help="Key of obsm for the embedding."
+    "--key-added",
+    default=KEY_ADDED,
+    show_default=True,
+    callback=_key,
+    help="Key of obsm for the embedding.",
 )
 @out_of_core_option()
 def embed(
@@ -153,10 +97,13 @@ def embed(
 
     Example: dra-scvi embed more.h5ad --model model --output out.h5ad
     """
-    common.check_output(output)
+    common.rehearse({"INPUT": input_path, "--model": model_dir}, *to_write("--output", output))
     saved = _read_model(model_dir)
+    from dra_scvi._h5ad_content import check_writable
+
     layer = saved.registry["setup_args"]["layer"]
     adata, is_stored = read_or_open(input_path, layer, out_of_core, common)
+    check_writable(adata)
     query = _query(adata, saved)
     common.say(f"embedding {adata.n_obs} cells")
     adata.obsm[key_added] = _encode(query, model_dir, saved, common)
@@ -249,7 +196,8 @@ def evaluate(
     """Compare clusters in an embedding of INPUT with known cell types.
 
     Clusters are found by k-means, with as many clusters as labels, and by Leiden. Scores of
-    integration, with --batch-key, need scib-metrics.
+    integration, with --batch-key, need scib-metrics; "pcr", which needs the cells before
+    integration, is null, and left out of the means.
 
     Example: dra-scvi evaluate embedded.h5ad --label-key cell_type --json -
     """
@@ -258,28 +206,32 @@ def evaluate(
 
     if batch_key is not None and importlib.util.find_spec("scib_metrics") is None:
         raise click.UsageError('--batch-key needs scib-metrics: pip install "dra_scvi[scib]".')
+    common.rehearse({"INPUT": input_path})
     adata = read_input(input_path)
     if use_rep not in adata.obsm:
         raise KeyError(unknown_key("use_rep", use_rep, "a key of adata.obsm", adata.obsm.keys()))
     validate_keys(adata, obs_keys={"batch_key": batch_key})
     check_labels(adata, label_key)
-    figures, rows = _evaluate(adata, label_key, use_rep, batch_key, common.seed)
-    return Result(figures, f"{use_rep} of {input_path.name}", rows)
+    figures = _evaluate(adata, label_key, use_rep, batch_key, common.seed)
+    mixing = integration_rows(figures["integration"]) if batch_key is not None else []
+    title = f"{use_rep} of {input_path.name}"
+    return Result(
+        figures, title, clustering_rows(figures), [(f"Integration of {batch_key}", mixing)]
+    )
 
 
 def _evaluate(
     adata: AnnData, label_key: str, use_rep: str, batch_key: str | None, seed: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> dict[str, Any]:
     import numpy as np
 
     from dra_scvi import metrics
 
     embedding, labels = np.asarray(adata.obsm[use_rep]), adata.obs[label_key]
     scores: dict[str, Any] = dict(clustering(embedding, labels, seed))
-    rows = clustering_rows(scores)
     if batch_key is not None:
         scores["integration"] = metrics.integration(embedding, labels, adata.obs[batch_key])
-    figures = {
+    return {
         "input": {
             "n_cells": adata.n_obs,
             "n_genes": adata.n_vars,
@@ -289,7 +241,6 @@ def _evaluate(
         "settings": {"use_rep": use_rep, "seed": seed},
         **scores,
     }
-    return figures, rows
 
 
 @command("info")
@@ -301,6 +252,7 @@ def info(common: Common, model_dir: Path) -> Result:
 
     Example: dra-scvi info model
     """
+    common.rehearse({"DIR": model_dir})
     saved = _read_model(model_dir)
     setup = saved.registry["setup_args"]
     facts = {
@@ -326,7 +278,7 @@ def _n_batch(saved: SavedModel) -> int:
 @command("demo")
 @click.option(
     "--output",
-    type=PATH,
+    type=FolderName(),
     default=Path("dra-scvi-demo"),
     show_default=True,
     metavar="DIR",
@@ -341,12 +293,11 @@ def demo(common: Common, output: Path) -> Result:
     Example: dra-scvi demo
     """
     from dra_scvi import demo as job
-    from dra_scvi._files import atomic_folder, check_output
+    from dra_scvi._files import atomic_folder
 
-    is_empty_folder = output.is_dir() and not any(output.iterdir())
-    check_output(output, force=common.force or is_empty_folder)
+    common.rehearse({}, *to_write("--output", output, "results"))
     common.say("embedding 700 cells with PCA, scVI and DR-A")
-    with atomic_folder(output) as temporary:
+    with atomic_folder(output, common.force) as temporary:
         figures = job.run(temporary, common.seed, common.accelerator, common.shows_bar)
     common.say(f"wrote {output}")
     rows = [

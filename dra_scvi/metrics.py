@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from dra_scvi._argument_kinds import check_number, matrix, one_per_cell
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -65,6 +67,8 @@ def cluster(
 
     Raises
     ------
+    TypeError
+        An argument is of another kind, such as an AnnData or the name of a column.
     ValueError
         The embedding is not a finite matrix, the method is unknown, or ``n_clusters`` does not
         fit the method.
@@ -80,6 +84,7 @@ def cluster(
     """
     points = _checked_embedding(embedding)
     _check_method(method, n_clusters)
+    _check_numbers(len(points), n_clusters, resolution, seed, n_init)
     if method == "leiden":
         return _leiden(_neighbor_graph(points, seed), resolution, seed)
     if n_clusters is None:
@@ -129,6 +134,8 @@ def clustering(
 
     Raises
     ------
+    TypeError
+        An argument is of another kind, such as an AnnData or the name of a column.
     ValueError
         The embedding is not a finite matrix, a label is missing, the lengths differ, the method
         is unknown, or ``n_clusters`` is given to Leiden.
@@ -191,6 +198,8 @@ def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDAr
 
     Raises
     ------
+    TypeError
+        An argument is of another kind, such as an AnnData or the name of a column.
     ValueError
         The embedding is not a finite matrix, or ``n_clusters`` is not positive.
 
@@ -202,8 +211,8 @@ def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDAr
     >>> len(np.unique(metrics.leiden_matched(embedding, n_clusters=4)))
     4
     """
-    if n_clusters < 1:
-        raise ValueError(f"n_clusters must be at least 1, not {n_clusters}.")
+    check_number(n_clusters, "n_clusters", least=1)
+    check_number(seed, "seed", least=0)
     graph = _neighbor_graph(_checked_embedding(embedding), seed)
     low, high = np.log(_RESOLUTIONS)
     partitions: list[NDArray[np.int64]] = []
@@ -265,6 +274,8 @@ def integration(
     ------
     ImportError
         scib-metrics is not installed.
+    TypeError
+        An argument is of another kind, such as an AnnData or the name of a column.
     ValueError
         The embedding is not a finite matrix, a label or batch is missing, the lengths differ, or
         there is only one label, only one batch, or no label that occurs in two batches.
@@ -307,7 +318,7 @@ def integration(
         "pcr": np.nan,
     }
     if unintegrated is not None:
-        before = _checked_embedding(unintegrated)
+        before = _checked_embedding(unintegrated, "unintegrated")
         if len(before) != len(points):
             raise ValueError(f"unintegrated has {len(before)} cells, the embedding {len(points)}.")
         with warnings.catch_warnings():
@@ -401,8 +412,8 @@ def _import_scib() -> ModuleType:
     return scib_metrics
 
 
-def _checked_embedding(embedding: ArrayLike) -> NDArray[np.floating]:
-    points = np.asarray(embedding)
+def _checked_embedding(embedding: ArrayLike, argument: str = "embedding") -> NDArray[np.floating]:
+    points = matrix(embedding, argument)
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(
             "The embedding must be a dense matrix of shape (n_cells, n_latent), neither of them "
@@ -420,12 +431,7 @@ def _checked_embedding(embedding: ArrayLike) -> NDArray[np.floating]:
 
 
 def _label_codes(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.int64]:
-    values = pd.Series(labels)
-    if len(values) != n_cells:
-        raise ValueError(
-            f"{name} has {len(values)} entries but the embedding has {n_cells} cells; "
-            "pass one entry per cell."
-        )
+    values = pd.Series(one_per_cell(labels, n_cells, name))
     codes, _ = pd.factorize(values)
     n_missing = int((codes < 0).sum())
     if n_missing:
@@ -436,9 +442,22 @@ def _label_codes(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.int64
     return codes.astype(np.int64)
 
 
+def _check_numbers(
+    n_cells: int, n_clusters: int | None, resolution: float, seed: int, n_init: int
+) -> None:
+    check_number(seed, "seed", least=0)
+    check_number(n_init, "n_init", least=1)
+    check_number(resolution, "resolution", least=0, whole=False)
+    if n_clusters is None:
+        return
+    check_number(n_clusters, "n_clusters", least=1)
+    if n_clusters > n_cells:
+        raise ValueError(f"n_clusters={n_clusters} is more than the {n_cells} cells there are.")
+
+
 def _check_method(method: str, n_clusters: int | None) -> None:
     choices = get_args(Method)
-    if method not in choices:
+    if not isinstance(method, str) or method not in choices:
         listed = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"Unknown clustering method {method!r}; choose {listed}.")
     if method == "leiden" and n_clusters is not None:

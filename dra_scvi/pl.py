@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi import _paired
+from dra_scvi._argument_kinds import check_adata
 from dra_scvi._files import atomic_path
 from dra_scvi._validation import unknown_key, validate_keys
 
@@ -205,6 +206,8 @@ def embedding(
 
     Raises
     ------
+    TypeError
+        When an argument is of another kind.
     KeyError
         When an embedding or a column does not exist.
     ValueError
@@ -218,6 +221,12 @@ def embedding(
     >>> embedding(adata, "X_dra", show=False).get_title()
     'dra'
     """
+    check_adata(adata, ("obs", "obsm"))
+    _check_names("basis", basis)
+    if color is not None:
+        _check_names("color", color)
+    if isinstance(titles, str):
+        titles = [titles]
     names = [_basis_key(adata, key) for key in ([basis] if isinstance(basis, str) else basis)]
     colors = [color] if isinstance(color, str) or color is None else list(color)
     validate_keys(adata, obs_keys={"color": [key for key in colors if key is not None]})
@@ -394,7 +403,10 @@ def _history(model_or_history: Any) -> dict[str, pd.Series]:
     """Turn a model's history into one series of numbers by epoch for each name."""
     tables = model_or_history
     if not isinstance(tables, Mapping):
-        tables = getattr(model_or_history, "history", None)
+        if not hasattr(model_or_history, "history"):
+            kind = type(model_or_history).__name__
+            raise TypeError(f"a trained model, or its history, is wanted, not {kind}")
+        tables = model_or_history.history
     if not tables:
         raise ValueError("there is no training history: call model.train() first")
     return {str(name): _series(table) for name, table in tables.items()}
@@ -499,6 +511,15 @@ def _label(key: str) -> str:
     """Name a term as a reader would, and the cells where they are held out."""
     term = _term(key)
     return NAMES.get(term, term.replace("_", " ")) + SUFFIXES.get(key.removeprefix(term), "")
+
+
+def _check_names(argument: str, names: Any) -> None:
+    """Refuse values where names are wanted."""
+    listed = [names] if isinstance(names, str) else names
+    if not hasattr(listed, "__iter__") or not all(
+        key is None or isinstance(key, str) for key in listed
+    ):
+        raise TypeError(f"{argument} takes a name or a list of names, not {type(names).__name__}")
 
 
 def _basis_key(adata: AnnData, key: str) -> str:

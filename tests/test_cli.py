@@ -262,6 +262,7 @@ def test_train_streams(trained: Path) -> None:
     assert f"{figures['kmeans']['nmi']:.3f}" in table
     assert f"{figures['leiden']['ari']:.3f}" in table
     lines = (trained / "stderr").read_text().splitlines()
+    assert lines.pop(0).startswith("obs['batch'] has 2 values and is not used")
     assert lines[0] == f"training on {N_CELLS} cells and {N_GENES} genes"
     assert lines[1] == f"training for {EPOCHS} epochs on cpu, learning rate 0.001, of the " + (
         "discriminators 0.0001"
@@ -383,26 +384,6 @@ def test_unset_options_are_not_passed(capture: Callable[..., dict]) -> None:
     assert (seen["n_latent"], seen["accelerator"], seen["resume"]) == (10, "auto", False)
 
 
-def test_options_reach_the_model(capture: Callable[..., dict], tmp_path: Path) -> None:
-    seen = capture(
-        *("--n-hidden", "16,8", "--n-hidden-discriminator", "4", "--dropout-rate", 0.3),
-        *("--prior", "uniform", "--divergence", "jensen-shannon", "--learning-rate", 0.01),
-        *("--batch-size", 32, "--max-epochs", 7, "--seed", 5, "--n-latent", 3, "--resume"),
-    )
-    assert seen["model_kwargs"] == {
-        "n_hidden": [16, 8],
-        "n_hidden_discriminator": [4],
-        "dropout_rate": 0.3,
-        "prior": "uniform",
-        "divergence": "jensen-shannon",
-    }
-    assert seen["train_kwargs"]["plan_kwargs"] == {"lr": 0.01}
-    assert seen["train_kwargs"]["batch_size"] == 32
-    assert (seen["max_epochs"], seen["seed"], seen["n_latent"]) == (7, 5, 3)
-    assert seen["resume"]
-    assert seen["checkpoint"] == tmp_path / ".out.h5ad.ckpt"
-
-
 def test_published_options_keep_the_rest_of_the_preset(capture: Callable[..., dict]) -> None:
     seen = capture(
         *("--preset", "published", "--n-latent", 2, "--leak", 0.1, "--no-batch-norm"),
@@ -476,8 +457,6 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path, Path], Any], dict[str, Any], int, st
     "output": (shutil.copy, {"make": "out.h5ad"}, 73, "pass --force"),
     "model": (shutil.copy, {"make": "model", "model-dir": "model"}, 73, "pass --force"),
     "json": (shutil.copy, {"make": "out.json", "json": "out.json"}, 73, "pass --force"),
-    "folder": (shutil.copy, {"output": "no/out.h5ad"}, 66, "the folder no does not exist"),
-    "log": (shutil.copy, {"metrics-log": "no/log"}, 66, "the folder no does not exist"),
 }
 
 
@@ -514,7 +493,7 @@ def test_odd_input_is_warned_of_once(source: Path, tmp_path: Path) -> None:
     result = invoke(*train_args(tmp_path, tmp_path / "in.h5ad"), "--quiet")
     assert result.exit_code == 0
     [line] = result.stderr.splitlines()
-    assert line.startswith("dra-scvi: warning: adata.X: 1 cell has no counts")
+    assert line.startswith("dra-scvi: warning: X: 1 cell has no counts")
 
 
 def test_diverged_training(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,7 +533,7 @@ def test_sigterm_and_resume(source: Path, trained: Path, other_process: OtherPro
     args = train_args(folder, source)
     resumed = invoke(*args, "--resume")
     assert resumed.exit_code == 0, resumed.stderr
-    assert resumed.stderr.startswith("going on from ")
+    assert resumed.stderr.splitlines()[1].startswith("going on from ")
     assert {path.name for path in folder.iterdir()} == {"out.h5ad", "out.json"}
     one, other = (anndata.read_h5ad(path / "out.h5ad") for path in (trained, folder))
     np.testing.assert_array_equal(one.obsm["X_dra"], other.obsm["X_dra"])
@@ -566,7 +545,7 @@ def test_resume_without_checkpoint_starts_afresh(
 ) -> None:
     result = invoke(*train_args(tmp_path, source), "--resume")
     assert result.exit_code == 0
-    assert "starting from the beginning" in result.stderr.splitlines()[0]
+    assert "starting from the beginning" in result.stderr.splitlines()[1]
     assert digest(tmp_path / "out.h5ad") == digest(trained / "out.h5ad")
 
 
@@ -582,7 +561,7 @@ def test_signal_outside_of_training(
     result = invoke(*train_args(tmp_path, source), "--quiet")
     assert result.exit_code == code
     assert f"Interrupted by {signal.Signals(signum).name}" in error_line(result)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5ad"]  # saved before it is scored
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -708,18 +687,6 @@ def test_evaluate_agrees_with_train(trained: Path) -> None:
     assert figures["kmeans"] == expected["kmeans"]
     assert figures["leiden"] == expected["leiden"]
     assert "integration" not in figures
-
-
-def test_evaluate_scores_integration(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def score(embedding: np.ndarray, labels: pd.Series, batches: pd.Series) -> dict[str, float]:
-        assert (labels.name, batches.name, embedding.shape) == ("cell_type", "batch", (N_CELLS, 2))
-        return {"total": 0.25}
-
-    monkeypatch.setattr(metrics, "integration", score)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    args = ("--label-key", "cell_type", "--batch-key", "batch", "--use-rep", "X_other")
-    result = invoke("evaluate", trained / "out.h5ad", *args, "--json", "-")
-    assert json.loads(result.stdout)["integration"] == {"total": 0.25}
 
 
 def test_evaluate_says_how_to_get_integration(

@@ -195,7 +195,7 @@ def test_check_output_existing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_check_output_no_folder(tmp_path: Path, force: bool) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the folder .*none does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"the output folder .*none does not exist"):
         check_output(tmp_path / "none" / "a.h5ad", force=force)
 
 

@@ -1,0 +1,176 @@
+"""Arguments of the wrong kind, told from each other before they reach a library."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["check_adata", "check_number", "check_table", "matrix", "one_per_cell"]
+
+
+def matrix(values: Any, argument: str) -> np.ndarray:
+    """Return coordinates as an array of numbers.
+
+    Parameters
+    ----------
+    values
+        What a caller passes as an embedding.
+    argument
+        Its name, for the message.
+
+    Raises
+    ------
+    TypeError
+        When it is something else than a dense matrix of numbers.
+
+    Examples
+    --------
+    >>> matrix("X_dra", "embedding")
+    Traceback (most recent call last):
+    ...
+    TypeError: embedding must be a matrix of (n_cells, n_latent), not the name 'X_dra'; pass ...
+    """
+    wanted = f"{argument} must be a matrix of (n_cells, n_latent), not"
+    if isinstance(values, str):
+        raise TypeError(f"{wanted} the name {values!r}; pass adata.obsm[{values!r}]")
+    if hasattr(values, "obsm"):
+        raise TypeError(f"{wanted} an AnnData; pass one of its embeddings: adata.obsm['X_dra']")
+    if hasattr(values, "get_latent_representation"):
+        raise TypeError(f"{wanted} a model; pass model.get_latent_representation()")
+    if hasattr(values, "toarray"):
+        raise TypeError(f"{wanted} a sparse one; pass {argument}.toarray()")
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise TypeError(f"{wanted} {type(values).__name__}: its rows differ in length") from error
+    if array.dtype == object:
+        with contextlib.suppress(ValueError, TypeError):
+            array = array.astype(np.float64)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{wanted} {type(values).__name__} of {array.dtype}")
+    return array
+
+
+def one_per_cell(values: Any, n_cells: int, argument: str) -> Any:
+    """Return labels or batches, one for each cell.
+
+    Parameters
+    ----------
+    values
+        What a caller passes.
+    n_cells
+        Number of cells.
+    argument
+        Its name, for the message.
+
+    Raises
+    ------
+    TypeError
+        When it is no sequence of values.
+    ValueError
+        When it has another length, or more dimensions than one.
+    """
+    wanted = f"{argument} must hold one value per cell, not"
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{wanted} the name {values!r}; pass adata.obs[{values!r}]")
+    if hasattr(values, "obsm"):
+        raise TypeError(f"{wanted} an AnnData; pass a column of its obs")
+    if not hasattr(values, "__len__") or isinstance(values, dict | set | frozenset):
+        raise TypeError(f"{wanted} {type(values).__name__}")
+    shape: tuple[int, ...] = tuple(getattr(values, "shape", ()))
+    if len(shape) == 2 and shape[1] == 1:
+        values = values.iloc[:, 0] if hasattr(values, "iloc") else np.asarray(values)[:, 0]
+    elif len(shape) > 1:
+        raise ValueError(f"{wanted} an array of shape {shape}")
+    if len(values) != n_cells:
+        raise ValueError(
+            f"{argument} has {len(values)} entries but the embedding has {n_cells} cells; "
+            "pass one entry per cell."
+        )
+    return values
+
+
+def check_number(value: Any, argument: str, least: float, whole: bool = True) -> None:
+    """Check that an argument is a number, and large enough.
+
+    Parameters
+    ----------
+    value
+        What a caller passes.
+    argument
+        Its name, for the message.
+    least
+        Smallest whole number; a fraction has to be above it.
+    whole
+        Whether fractions are refused.
+
+    Raises
+    ------
+    TypeError
+        When it is no number of this kind.
+    ValueError
+        When it is too small, or not finite.
+
+    Examples
+    --------
+    >>> check_number(2.5, "n_clusters", least=1)
+    Traceback (most recent call last):
+    ...
+    TypeError: n_clusters must be a whole number, not 2.5
+    """
+    kinds: Any = int | np.integer if whole else int | float | np.integer | np.floating
+    if isinstance(value, bool | np.bool_) or not isinstance(value, kinds):
+        kind = "a whole number" if whole else "a number"
+        raise TypeError(f"{argument} must be {kind}, not {value!r}")
+    if whole and value < least:
+        raise ValueError(f"{argument} must be at least {least:g}, not {value}")
+    if not whole and not (least < value < float("inf")):
+        raise ValueError(f"{argument} must be above {least:g} and finite, not {value}")
+
+
+def check_adata(adata: Any, parts: Sequence[str] = ("obs", "var_names")) -> None:
+    """Check that an argument is an AnnData, or has what is needed of one.
+
+    Parameters
+    ----------
+    adata
+        What a caller passes.
+    parts
+        Attributes that are needed.
+
+    Raises
+    ------
+    TypeError
+        When it is something else.
+    """
+    if all(hasattr(adata, part) for part in parts):
+        return
+    hint = "; read it first: anndata.read_h5ad(...)" if isinstance(adata, str) else ""
+    raise TypeError(f"adata must be an AnnData, not {type(adata).__name__}{hint}")
+
+
+def check_table(table: Any) -> None:
+    """Check that an argument is a table.
+
+    Parameters
+    ----------
+    table
+        What a caller passes.
+
+    Raises
+    ------
+    TypeError
+        When it is something else.
+    """
+    if not hasattr(table, "columns") or not hasattr(table, "iloc"):
+        hint = "; read it first: pandas.read_csv(...)" if isinstance(table, str) else ""
+        raise TypeError(
+            f"table must be the DataFrame of benchmark.compare, not {type(table).__name__}{hint}"
+        )
