@@ -1,0 +1,170 @@
+"""The README's figure and numbers, from the stored rows: python tests/benchmarks/figure.py.
+
+Draws .docs/lead.svg and prints the lines of the README that hold numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dra_scvi import benchmark
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
+FIGURE = ROOT / ".docs" / "lead.svg"
+CHOSEN, UNSEEN, GREY = "#0072B2", "#D55E00", "#5F5F5F"
+METRICS = {"nmi": "by k-means", "leiden_nmi": "by Leiden"}
+MODELS = {"pca": "PCA", "fa": "factor analysis", "scvi": "scVI", "dra": "**DRA**"}
+NAMES = {
+    "human_kidney_young_5685x2000": "human kidney",
+    "kang_ifnb_2800x14053": "kang, two conditions",
+    "pbmc4k_4271x2000": "pbmc4k",
+    "pbmc_facs_3774x16791": "pbmc, FACS",
+    "sc_mixology_5batches": "cell lines, five batches",
+    "worm_neuron_4186x13488": "worm neurons",
+    "zeisel_descend_1464x1000": "zeisel, 3 types",
+    "zeisel_ewce_3005x200": "zeisel, 200 genes",
+    "pbmc68k": "pbmc68k",
+    "spectra": "breast tumours",
+}
+
+
+class Lead(NamedTuple):
+    """How far DRA is ahead of scVI, with the ends of a 95% interval."""
+
+    difference: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{signed(self.difference)} ({signed(self.low)} to {signed(self.high)})"
+
+
+def signed(score: float) -> str:
+    """Write a difference of scores as the tables do, `+.031`."""
+    text = f"{score:+.3f}".replace("0.", ".", 1)
+    return text[1:] if text[1:] == ".000" else text.replace("-", "\N{MINUS SIGN}")
+
+
+def rows(name: str) -> pd.DataFrame:
+    """Read a table of results."""
+    return pd.read_csv(RESULTS / f"{name}.csv")
+
+
+def lead(table: pd.DataFrame, metric: str = "nmi", baseline: str = "scvi") -> Lead:
+    """Subtract a baseline from DRA: the mean over data sets and dimensions, and its interval."""
+    row = benchmark.summary(table, baseline, metric).set_index("model").loc["dra"]
+    return Lead(*(float(row[name]) for name in Lead._fields))
+
+
+def share_of_time(table: pd.DataFrame) -> Lead:
+    """Divide DRA's CPU time by scVI's: the geometric mean over data sets, and its interval."""
+    logs = lead(table.assign(log=np.log(table["cpu_seconds"])), "log")
+    return Lead(*np.exp(logs))
+
+
+def claims() -> list[str]:
+    """Write the README's reasons for and against, each a number with its interval."""
+    k10, unseen, batches, genes = map(rows, ("k10", "unseen", "batches", "genes"))
+    cost = share_of_time(k10)
+    return [
+        f"`batch_key`: {lead(batches, 'integration_total')}",
+        f"k-means: {lead(k10)}",
+        f"CPU time: {cost.difference:.2f} ({cost.low:.2f} to {cost.high:.2f})",
+        f"Leiden: {lead(k10, 'leiden_nmi')}",
+        f"unseen: {lead(unseen)}, by Leiden {lead(unseen, 'leiden_nmi')}",
+        f"200 genes: {lead(genes[genes['n_genes'] == 200])}",
+    ]
+
+
+def table() -> list[str]:
+    """Write the README's table of results, a line for each model."""
+    k10, unseen = rows("k10"), rows("unseen")
+    unseen = unseen[unseen["n_latent"] == 10]
+    lines = []
+    for model, title in MODELS.items():
+        scores = []
+        for runs in (k10, unseen):
+            means = runs[runs["model"] == model].groupby("dataset")[[*METRICS, "ari"]].mean()
+            scores += [f"{value:.3f}".removeprefix("0") for value in means.mean()]
+        seconds = k10[k10["model"] == model].groupby("dataset")["cpu_seconds"].mean().mean()
+        lines.append(
+            f"| {' | '.join([title, *scores, f'{seconds:.{0 if seconds > 1 else 1}f}'])} |"
+        )
+    return lines
+
+
+def leads(metric: str) -> list[tuple[str, Lead, str] | None]:
+    """List what the figure shows, from top to bottom; None leaves a gap."""
+    k10, unseen = rows("k10"), rows("unseen")
+    found: list[tuple[str, Lead, str] | None] = []
+    for name in sorted(set(k10["dataset"]), key=lambda name: -lead(one(k10, name)).difference):
+        found.append((NAMES[name], lead(one(k10, name), metric), CHOSEN))
+    found += [("mean of eight sets", lead(k10, metric), CHOSEN), None]
+    for name in sorted(set(unseen["dataset"]), reverse=True):
+        for k in (2, 10, 20):
+            runs = one(unseen, name)
+            title = f"{NAMES[name]}, {k} dimensions"
+            found.append((title, lead(runs[runs["n_latent"] == k], metric), UNSEEN))
+    return [*found, ("mean of these six", lead(unseen, metric), UNSEEN)]
+
+
+def one(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Take the rows of one data set."""
+    return table[table["dataset"] == dataset]
+
+
+def draw(axes: Axes, metric: str) -> None:
+    """Draw every lead as a point on its interval; means as diamonds."""
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    ticks, labels = [], []
+    for place, found in enumerate(leads(metric)):
+        if found is None:
+            continue
+        title, (difference, low, high), colour = found
+        is_mean = title.startswith("mean")
+        axes.plot([low, high], [place, place], color=colour, linewidth=2 if is_mean else 1.2)
+        axes.plot(difference, place, "D" if is_mean else "o", color=colour, markersize=5)
+        ticks.append(place)
+        labels.append(title)
+    axes.set_yticks(ticks, labels)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel(
+        f"\N{LEFTWARDS ARROW} scVI ahead    NMI {METRICS[metric]}    DRA ahead \N{RIGHTWARDS ARROW}"
+    )
+
+
+def main() -> None:
+    """Draw the figure and print the numbers."""
+    style = {"svg.fonttype": "none", "svg.hashsalt": "lead", "font.size": 9}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+        draw(left, "nmi")
+        draw(right, "leiden_nmi")
+        left.invert_yaxis()
+        keys = {
+            "settings were chosen on these sets": CHOSEN,
+            "nothing was chosen on these": UNSEEN,
+        }
+        handles = [
+            Line2D([], [], color=colour, marker="o", markersize=5) for colour in keys.values()
+        ]
+        figure.legend(handles, list(keys), loc="outside upper right", ncols=2, frameon=False)
+        figure.savefig(FIGURE, metadata={"Date": None})
+    print("\n".join([*claims(), *table()]))
+
+
+if __name__ == "__main__":
+    main()
