@@ -53,7 +53,7 @@ class Lead(NamedTuple):
 def signed(score: float) -> str:
     """Write a difference of scores as the tables do, `+.031`."""
     text = f"{score:+.3f}".replace("0.", ".", 1)
-    return text[1:] if text[1:] == ".000" else text.replace("-", "\N{MINUS SIGN}")
+    return text[1:] if text[1:] == ".000" else text
 
 
 def rows(name: str) -> pd.DataFrame:
