@@ -1,10 +1,11 @@
-"""Sphinx: README, tutorials as they are stored, and the docstrings of every public name."""
+"""Sphinx: the pages, tutorials as they are stored, and the docstrings of every public name."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import faults  # noqa: E402 - it lies beside this file
+
 # Sphinx reads what lies below its own folder only
 shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", dirs_exist_ok=True)
 
@@ -58,6 +63,15 @@ def _cite(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: l
     lines[:] = [re.sub(r":cite:p:`(\w+)`", r"[\1]", line) for line in lines]
 
 
+def _complete(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put in the table of faults, and find the tutorials where they were copied to."""
+    text = source[0].replace("](../tutorials/", "](tutorials/")
+    if page == "reliability":
+        text = text.replace("{faults}", faults.table(faults.faults()))
+    source[0] = text
+
+
 def setup(app: Sphinx) -> None:
-    """Let docstrings be put right before they are read."""
+    """Let docstrings and pages be put right before they are read."""
     app.connect("autodoc-process-docstring", _cite)
+    app.connect("source-read", _complete)

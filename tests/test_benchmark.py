@@ -551,6 +551,13 @@ def test_what_changed_is_computed_again(
     assert len(pd.read_csv(output)) == 2
 
 
+class FewNeighbors(DRA):
+    """DRA as a version with another default has it."""
+
+    def __init__(self, adata: AnnData | None = None, n_neighbors: int = 10, **kwargs: Any) -> None:
+        super().__init__(adata, n_neighbors=n_neighbors, **kwargs)
+
+
 def test_rows_of_other_epochs_or_defaults_are_not_kept(
     adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,7 +572,10 @@ def test_rows_of_other_epochs_or_defaults_are_not_kept(
     compare(adata, max_epochs=2, **options)
     assert seen == ["scvi", "dra"]
     seen.clear()
-    monkeypatch.setattr(DRA.__init__, "__defaults__", (*DRA.__init__.__defaults__[:-1], 10))
+    monkeypatch.setattr("dra_scvi._model.DRA", type("Alike", (DRA,), {}))
+    compare(adata, **options)
+    assert seen == []
+    monkeypatch.setattr("dra_scvi._model.DRA", FewNeighbors)
     compare(adata, **options)
     assert seen == ["dra"]
     seen.clear()

@@ -89,6 +89,7 @@ def folder(model: DRA, tmp_path: Path) -> Path:
 
 
 def test_nan() -> None:
+    """NaN in the counts: refused before training, with layer, cell and gene."""
     adata = cells()
     adata.layers["counts"] = with_value(np.nan).X
     adata.X = sparse.csr_matrix(adata.layers["counts"])
@@ -103,6 +104,7 @@ def test_nan() -> None:
 
 
 def test_inf() -> None:
+    """Infinite counts: refused, with cell and gene."""
     for value in (np.inf, -np.inf):
         with pytest.raises(InvalidCountsError, match=r"1 infinite value .*'cell_7'.*'gene_3'"):
             DRA.setup_anndata(with_value(value))
@@ -115,6 +117,7 @@ def test_inf() -> None:
     convert=st.sampled_from([np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array]),
 )
 def test_negative(row: int, column: int, convert: Callable[[Any], Any]) -> None:
+    """One negative count anywhere, dense or sparse: refused, with cell and gene."""
     adata = with_value(-1, row, column)
     adata.X = convert(adata.X)
     place = f"1 negative value .*'cell_{row}', gene 'gene_{column}'"
@@ -123,6 +126,7 @@ def test_negative(row: int, column: int, convert: Callable[[Any], Any]) -> None:
 
 
 def test_noninteger() -> None:
+    """Counts with fractions: refused, or taken with one warning if `allow_noninteger=True`."""
     rng = np.random.default_rng(0)
     for row, column in zip(
         rng.integers(0, N_CELLS, 100), rng.integers(0, N_GENES, 100), strict=True
@@ -137,6 +141,7 @@ def test_noninteger() -> None:
 
 
 def test_lognorm() -> None:
+    """Log-normalised values in place of counts: refused, naming the layer that holds integers."""
     adata = cells()
     adata.layers["counts"] = adata.X.copy()
     adata.layers["other"] = adata.X.log1p()
@@ -147,6 +152,7 @@ def test_lognorm() -> None:
 
 
 def test_empty_cell() -> None:
+    """Cells without counts: a warning that names the first; training stays finite."""
     adata = cells()
     matrix = adata.X.toarray()
     matrix[[4, 9]] = 0
@@ -157,6 +163,7 @@ def test_empty_cell() -> None:
 
 
 def test_empty_gene(caplog: pytest.LogCaptureFixture) -> None:
+    """A gene without counts: told in the log; training stays finite."""
     adata = cells()
     matrix = adata.X.toarray()
     matrix[:, 5] = 0
@@ -168,6 +175,7 @@ def test_empty_gene(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_zero_batch() -> None:
+    """A batch whose cells have no counts at all: refused by name."""
     adata = cells()
     matrix = adata.X.toarray()
     matrix[(adata.obs["batch"] == adata.obs["batch"].iloc[0]).to_numpy()] = 0
@@ -177,6 +185,7 @@ def test_zero_batch() -> None:
 
 
 def test_one_batch() -> None:
+    """A batch column with one value: trained on; scores of integration are refused."""
     adata = cells()
     adata.obs["batch"] = "the only one"
     found = fit(adata, batch_key="batch")
@@ -191,6 +200,7 @@ def test_one_batch() -> None:
 
 
 def test_singleton() -> None:
+    """A batch of one cell: a warning; training stays finite."""
     adata = cells()
     adata.obs["donor"] = ["a"] + ["b"] * (N_CELLS - 1)
     with pytest.warns(UserWarning, match="fewer than 3 cells"):
@@ -199,6 +209,7 @@ def test_singleton() -> None:
 
 
 def test_huge() -> None:
+    """Counts above 2**24, which 32-bit floats round: a warning; training stays finite."""
     adata = with_value(1e9, dtype=np.int64)
     with pytest.warns(UserWarning, match=r"counts up to 1000000000; above 2\*\*24"):
         found = fit(adata)
@@ -209,6 +220,7 @@ def test_huge() -> None:
 
 
 def test_missing_key() -> None:
+    """A column that is not there: refused, with the name that was probably meant."""
     for argument in ("batch_key", "labels_key", "size_factor_key"):
         with pytest.raises(KeyError, match="did you mean 'batch'"):
             DRA.setup_anndata(cells(), **{argument: "bach"})
@@ -217,6 +229,7 @@ def test_missing_key() -> None:
 
 
 def test_missing_layer() -> None:
+    """A layer that is not there: refused, with the layers that are."""
     adata = cells()
     adata.layers["counts"], adata.layers["raw"] = adata.X, adata.X
     with pytest.raises(KeyError, match="did you mean 'counts'") as caught:
@@ -225,6 +238,7 @@ def test_missing_layer() -> None:
 
 
 def test_nan_batch() -> None:
+    """Cells without a batch: refused, with their number and how to drop them."""
     adata = cells()
     adata.obs["donor"] = pd.Categorical(["a", None, None] + ["b"] * (N_CELLS - 3))
     with pytest.raises(ValueError, match=r"2 of 60 cells without a value.*notna\(\)\]\.copy"):
@@ -232,6 +246,7 @@ def test_nan_batch() -> None:
 
 
 def test_dup_genes() -> None:
+    """Gene names that repeat: refused, naming the first and the remedy."""
     adata = cells()
     adata.var_names = ["a", "a", *adata.var_names[2:]]
     with pytest.raises(ValueError, match=r"first: 'a'.*var_names_make_unique"):
@@ -239,6 +254,7 @@ def test_dup_genes() -> None:
 
 
 def test_dup_cells(model: DRA) -> None:
+    """Cell names that repeat: a warning; the embedding is unchanged."""
     adata = cells()
     expected = model.get_latent_representation(adata.copy())
     adata.obs_names = ["same"] * N_CELLS
@@ -250,11 +266,13 @@ def test_dup_cells(model: DRA) -> None:
 
 
 def test_view() -> None:
+    """A view of an AnnData: refused, with the advice to copy it."""
     with pytest.raises(ValueError, match=r"adata\.copy\(\)"):
         DRA.setup_anndata(cells()[:20])
 
 
 def test_csr_array() -> None:
+    """SciPy's sparse arrays: the embedding that sparse matrices give; the data are left alone."""
     expected = embed(cells())
     for convert in (sparse.csr_array, sparse.csc_array):
         adata = cells()
@@ -268,6 +286,7 @@ def test_csr_array() -> None:
 
 
 def test_csc() -> None:
+    """Counts by column (CSC): advice to convert; the same embedding."""
     adata = cells()
     adata.X = sparse.csc_matrix(adata.X)
     with pytest.warns(UserWarning, match="formatted as CSR"):
@@ -276,6 +295,7 @@ def test_csc() -> None:
 
 
 def test_dtypes() -> None:
+    """Counts as integers or floats of any width: the same embedding to the last bit."""
     for make in (lambda x: x, lambda x: x.toarray()):
         expected = None
         for dtype in (np.float32, np.int64, np.float64, np.uint16):
@@ -287,6 +307,7 @@ def test_dtypes() -> None:
 
 
 def test_backed(model: DRA, tmp_path: Path) -> None:
+    """A backed file: trained on and embedded as it is on disk, and not changed."""
     expected = model.get_latent_representation(cells())
     for name, matrix in {"csr": cells().X, "dense": cells().X.toarray()}.items():
         adata, path = cells(), tmp_path / f"{name}.h5ad"
@@ -302,6 +323,7 @@ def test_backed(model: DRA, tmp_path: Path) -> None:
 
 
 def test_dask() -> None:
+    """Dask arrays, dense or sparse: the same embedding, and still dask afterwards."""
     array = pytest.importorskip("dask.array")
     expected = embed(cells())
     for convert in (np.asarray, sparse.csr_matrix):
@@ -312,11 +334,13 @@ def test_dask() -> None:
 
 
 def test_zero_cells() -> None:
+    """No cells: refused."""
     with pytest.raises(InvalidCountsError, match="no cells"):
         DRA.setup_anndata(cells()[:0].copy())
 
 
 def test_one_cell(model: DRA) -> None:
+    """Fewer than three cells to train on: refused; one cell to embed: embedded."""
     for number in (1, 2):
         with pytest.raises(InvalidCountsError, match=f"only {number} cells?; at least 3"):
             DRA.setup_anndata(cells()[:number].copy())
@@ -325,12 +349,14 @@ def test_one_cell(model: DRA) -> None:
 
 
 def test_last_batch_1() -> None:
+    """A last minibatch of one cell: training stays finite."""
     for options in ({}, {"load_sparse_tensor": True}, {"batch_size": 2}):
         adata = cells(n_cells=65)
         assert_trained(fit(adata, train_size=1.0, **{"batch_size": 32, **options}))
 
 
 def test_n_var_1() -> None:
+    """A single gene: trained on, and decoded in the right shape."""
     adata = cells(n_genes=1)
     adata.X = adata.X.toarray() + 1
     found = fit(adata)
@@ -339,6 +365,7 @@ def test_n_var_1() -> None:
 
 
 def test_unfitted() -> None:
+    """A getter before training: an error that says to train."""
     adata = cells()
     DRA.setup_anndata(adata)
     with pytest.raises(RuntimeError, match="train"):
@@ -346,6 +373,7 @@ def test_unfitted() -> None:
 
 
 def test_not_mutated() -> None:
+    """Counts, layers and columns of the user: the same bytes after training as before."""
     for convert in (np.array, np.asfortranarray, sparse.csr_matrix, sparse.csc_array):
         adata = cells()
         adata.X = convert(adata.X.toarray())
@@ -379,6 +407,7 @@ def _bytes(matrix: Any) -> list[bytes]:
 
 
 def test_reorder_load(model: DRA, folder: Path) -> None:
+    """Genes in another order: put in order by name when loading, refused elsewhere."""
     adata = cells()
     permuted = adata[:, np.random.default_rng(0).permutation(N_GENES)].copy()
     names = list(permuted.var_names)
@@ -397,6 +426,7 @@ def test_reorder_load(model: DRA, folder: Path) -> None:
 
 
 def test_fewer_genes(model: DRA, folder: Path) -> None:
+    """Genes of the model that the data lack: refused, with their number and the first."""
     fewer = cells()[:, 3:].copy()
     for use in (model.get_latent_representation, lambda adata: DRA.load(folder, adata=adata)):
         with pytest.raises(ValueError, match=r"3 of the model's 12 genes .*first: 'gene_0'"):
@@ -404,6 +434,7 @@ def test_fewer_genes(model: DRA, folder: Path) -> None:
 
 
 def test_new_batch(model: DRA) -> None:
+    """A batch that the model has not seen: refused by name."""
     adata = cells()
     adata.obs["batch"] = ["unseen"] * N_CELLS
     with pytest.raises(ValueError, match="unseen"):
@@ -411,6 +442,7 @@ def test_new_batch(model: DRA) -> None:
 
 
 def test_trunc_file(folder: Path) -> None:
+    """A model file cut off at any length: refused as corrupt or truncated."""
     file = folder / "model.pt"
     whole = file.read_bytes()
     for length in np.linspace(0, len(whole) - 1, 20).astype(int):
@@ -422,6 +454,7 @@ def test_trunc_file(folder: Path) -> None:
 
 
 def test_bitflip(folder: Path) -> None:
+    """One flipped bit anywhere in a model file: refused as corrupt or truncated."""
     file = folder / "model.pt"
     whole = file.read_bytes()
     rng = np.random.default_rng(0)
@@ -444,6 +477,7 @@ class Hostile:
 
 
 def test_hostile_pickle(folder: Path, tmp_path: Path) -> None:
+    """Code hidden in a saved model: refused and not run, unless `trusted=True`."""
     content = torch.load(folder / "model.pt", weights_only=False)
     content["attr_dict"]["extra_"] = Hostile(f"touch {tmp_path / 'executed'}")
     torch.save(content, folder / "model.pt")
@@ -464,6 +498,7 @@ def test_hostile_pickle(folder: Path, tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
+    """A model folder that is not there or is empty: an error that says which."""
     with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'none'} does not exist"):
         DRA.load(tmp_path / "none", adata=cells())
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no model\.pt"):
@@ -471,6 +506,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_exists(model: DRA, folder: Path) -> None:
+    """Saving over a model: refused without `overwrite=True`; the old model is left alone."""
     before = tree(folder)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         model.save(folder)
@@ -480,6 +516,8 @@ def test_exists(model: DRA, folder: Path) -> None:
 def test_failed_overwrite(
     model: DRA, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A disk that fills while saving: an error; the old model is intact, nothing is left."""
+
     def half_a_file(content: Any, path: str, **_: Any) -> None:
         Path(path).write_bytes(b"half")
         raise OSError("disk is full")
@@ -502,6 +540,7 @@ def test_failed_overwrite(
 def test_kill_save(
     model: DRA, folder: Path, tmp_path: Path, in_child: Callable[[Callable], int]
 ) -> None:
+    """A process killed while it saves: the old or the new model, whole, and no remains."""
     other = fit(cells(), batch_key="batch")
     known = [weights(model), weights(other)]
     start = time.perf_counter()
@@ -526,6 +565,7 @@ def test_kill_save(
 
 
 def test_concurrent_save(model: DRA, tmp_path: Path, in_child: Callable[[Callable], int]) -> None:
+    """Two processes that save to one folder: one of the two models, whole."""
     other = fit(cells(), batch_key="batch")
 
     def save_often(one: DRA) -> None:
@@ -540,6 +580,7 @@ def test_concurrent_save(model: DRA, tmp_path: Path, in_child: Callable[[Callabl
 
 
 def test_round_trip(model: DRA, folder: Path) -> None:
+    """A model saved and loaded: every weight and the embedding to the last bit."""
     loaded = DRA.load(folder, adata=cells(), accelerator="cpu")
     expected, found = model.module.state_dict(), loaded.module.state_dict()
     assert expected.keys() == found.keys()
@@ -555,6 +596,7 @@ def test_round_trip(model: DRA, folder: Path) -> None:
 
 
 def test_same_seed() -> None:
+    """The same seed: the same embedding to the last bit, whatever ran before."""
     adata, other = cells(), cells(seed=1)
     DRA.setup_anndata(other)
     first = embed(adata)
@@ -580,6 +622,7 @@ class Stop(Callback):
 
 
 def test_resume(source: Path, killed: Killed, tmp_path: Path) -> None:
+    """A training stopped or killed: resumed to the last bit of one without a stop."""
     for preset in (None, "published"):
         options = {"max_epochs": 5, "preset": preset, "batch_key": "batch"}
         options |= {"model_kwargs": {}, "checkpoint": tmp_path / "ckpt"}
@@ -594,6 +637,7 @@ def test_resume(source: Path, killed: Killed, tmp_path: Path) -> None:
 
 
 def test_interrupt(source: Path, killed: Killed, tmp_path: Path) -> None:
+    """Ctrl-C: KeyboardInterrupt, or a checkpoint where one was asked for, and exit code 130."""
     adata = cells()
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -611,6 +655,7 @@ def test_interrupt(source: Path, killed: Killed, tmp_path: Path) -> None:
 
 
 def test_sigterm(source: Path, killed: Killed) -> None:
+    """SIGTERM from a scheduler: a checkpoint and exit code 143; `--resume` goes on from it."""
     assert killed.codes["term"] == 143
     assert_resumes(source, killed, "term")
 
@@ -630,6 +675,7 @@ class LargeSteps(Callback):
 
 
 def test_diverge(capsys: pytest.CaptureFixture[str]) -> None:
+    """Training that diverges: an error with epoch, step and term; the last good weights stay."""
     for cls, plan in ((DRA, {}), (PublishedDRA, {"lr": 1e-4})):
         adata, watch = cells(), LargeSteps()
         cls.setup_anndata(adata)
@@ -657,6 +703,7 @@ class Trace(Callback):
 
 
 def test_step_count() -> None:
+    """Schedules by steps: they count minibatches, not the optimizers of three players."""
     trace = Trace()
     plan = {"n_epochs_kl_warmup": None, "n_steps_kl_warmup": 8}
     fit(cells(), max_epochs=4, batch_size=18, plan_kwargs=plan, callbacks=[trace])
@@ -679,6 +726,7 @@ class OneMoves(Callback):
 
 
 def test_param_groups() -> None:
+    """Learning rates of the three players: each moves its own weights and no others."""
     for mover in PLAYERS:
         adata = cells()
         DRA.setup_anndata(adata)
@@ -702,6 +750,7 @@ class Norms(Callback):
 
 
 def test_clip() -> None:
+    """Clipping of gradients, asked for in either place: the gradients are clipped."""
     limit = {"gradient_clip_val": 0.01}
     for options in ({"plan_kwargs": limit}, limit):
         watch = Norms()
@@ -793,6 +842,7 @@ def assert_resumes(source: Path, killed: Killed, name: str) -> None:
 
 
 def test_cli_codes(source: Path, killed: Killed, tmp_path: Path) -> None:
+    """Failing commands: one line on stderr, nothing on stdout, an exit code for each cause."""
     bad, output = tmp_path / "bad.h5ad", tmp_path / "out.h5ad"
     with_value(-1).write_h5ad(bad)
     (tmp_path / "old.h5ad").touch()
@@ -828,6 +878,8 @@ def test_cli_codes(source: Path, killed: Killed, tmp_path: Path) -> None:
 
 
 def test_cli_atomic(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that fails while it writes: outputs whole or not at all, old ones kept."""
+
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk is full")
 
@@ -864,6 +916,7 @@ def test_cli_atomic(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_cli_determ(source: Path, killed: Killed, tmp_path: Path) -> None:
+    """The same command twice: the same bytes in every output."""
     assert killed.codes["whole"] == 0, killed.stderr
     assert invoke(*train_command(source, tmp_path)).exit_code == 0
     assert set(tree(tmp_path)) == {"out.h5ad", "out.json"}
@@ -874,6 +927,7 @@ def test_cli_determ(source: Path, killed: Killed, tmp_path: Path) -> None:
 
 
 def test_old_model() -> None:
+    """Models saved by older versions: loaded, with the embedding they had."""
     folders = sorted(path.parent for path in ARCHIVE.glob("*/latent.npy"))
     assert folders
     for folder in folders:

@@ -1,13 +1,16 @@
-"""The API reference is built without a warning, and has every public name."""
+"""The pages are built without a warning, with every public name and every fault answered."""
 
 from __future__ import annotations
 
+import html
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,17 +22,27 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 
 
+def generator() -> Any:
+    """Import what makes the table of faults, which lies beside the pages."""
+    spec = importlib.util.spec_from_file_location("faults", ROOT / ".docs" / "faults.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the pages, built from a copy as the build leaves files beside its sources."""
     for module in ("sphinx", "myst_nb", "furo"):
-        pytest.importorskip(module, reason='the API reference takes pip install ".[docs]"')
+        pytest.importorskip(module, reason='the pages take pip install ".[docs]"')
     folder = tmp_path_factory.mktemp("docs")
     unwanted = shutil.ignore_patterns("build", "tutorials")
     shutil.copytree(ROOT / ".docs", folder / ".docs", ignore=unwanted)
     shutil.copytree(ROOT / "tutorials", folder / "tutorials")
-    for name in ("README.md", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("results"))
+    shutil.copy(ROOT / "CHANGELOG.md", folder)
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ".docs", "site"]
     environment = {name: v for name, v in os.environ.items() if name != "DRA_SCVI_DOCS_ONLINE"}
     result = subprocess.run(
@@ -64,3 +77,41 @@ def test_tutorials_are_shown_with_their_figures(site: Path) -> None:
     for path in (ROOT / "tutorials").glob("*.ipynb"):
         page = (site / "tutorials" / f"{path.stem}.html").read_text()
         assert "<img" in page, path.stem
+
+
+def test_every_fault_is_in_the_page(site: Path) -> None:
+    page = html.unescape((site / "reliability.html").read_text())
+    found = generator().faults()
+    assert f"{len(found)} faults" in page
+    for fault in found:
+        assert f"{Path(fault.file).stem}::{fault.test}" in page
+
+
+def test_readme_counts_the_faults_of_the_contract() -> None:
+    number = len(generator().faults())
+    assert number >= 52
+    told = re.search(r"(\d+) \[faults\]", (ROOT / "README.md").read_text())
+    assert told is not None
+    assert int(told.group(1)) == number, f"README.md: write {number} [faults]"
+
+
+def test_faults_are_told_by_docstring_or_name(tmp_path: Path) -> None:
+    folder = tmp_path / "tests" / "contract"
+    folder.mkdir(parents=True)
+    (folder / "test_b.py").write_text(
+        "def test_nan_batch():\n    pass\n\ndef cells():\n    pass\n"
+    )
+    (folder / "helpers.py").write_text("def test_me():\n    pass\n")
+    text = (
+        "def test_a(x):\n    'A | is\\n\\nmore'\n\nclass A:\n    def test_c(self):\n        pass\n"
+    )
+    (tmp_path / "tests" / "test_contract.py").write_text(text)
+    found = generator().faults(tmp_path)
+    assert [tuple(fault) for fault in found] == [
+        ("Nan batch.", "tests/contract/test_b.py", "test_nan_batch"),
+        ("A | is", "tests/test_contract.py", "test_a"),
+    ]
+    table = generator().table(found)
+    assert table.startswith("2 faults")
+    assert table.count("\n") == 5
+    assert "| A \\| is | `test_contract::test_a` |" in table

@@ -1,4 +1,4 @@
-"""Every command that the README and the tutorials show runs, or at least is one."""
+"""Commands and examples of README, pages and tutorials run; links and numbers are right."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import nbformat
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import dra_scvi
 from dra_scvi import _model, datasets
 from dra_scvi.cli import program
-
-if TYPE_CHECKING:
-    import click
+from tests.benchmarks import figure
 
 matplotlib.use("Agg")
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+FILES = [ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md"]
+FILES += [*(ROOT / ".docs").glob("*.md"), *(ROOT / ".docs" / "api").glob("*.md")]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(FILES)}
+README = PAGES["README.md"]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TOOLS = {"eval", "mypy", "pip", "pre-commit", "python", "ruff"}
 WORDS_OF_LOOPS = {"for", "do", "done"}
 # run here, on small data; what is left out trains for minutes
 RUN = {"train", "embed", "evaluate", "info"}
+HEADINGS = re.compile(r"^#+ (.+)$", re.MULTILINE)
+LINKS = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -38,7 +40,7 @@ def blocks(text: str, language: str) -> list[str]:
 def texts() -> list[str]:
     notebooks = [nbformat.read(path, as_version=4) for path in ROOT.glob("tutorials/*.ipynb")]
     cells = [cell for notebook in notebooks for cell in notebook.cells]
-    return [README, *(cell.source for cell in cells if cell.cell_type == "markdown")]
+    return [*PAGES.values(), *(c.source for c in cells if c.cell_type == "markdown")]
 
 
 def commands(script: str) -> list[list[str]]:
@@ -56,11 +58,22 @@ def commands(script: str) -> list[list[str]]:
     return found
 
 
-SHELL = [
-    command for text in texts() for block in blocks(text, "bash") for command in commands(block)
-]
+def shell(text: str) -> list[list[str]]:
+    return [command for block in blocks(text, "bash") for command in commands(block)]
+
+
+def to_run(text: str) -> list[list[str]]:
+    ours = [command for command in shell(text) if command[0] == "dra-scvi"]
+    return [command for command in ours if command[1] in RUN and "published" not in command]
+
+
+def to_execute(text: str) -> list[str]:
+    # sweeps are forty trainings; tests/test_sweeps.py has such searches
+    return [block for block in blocks(text, "python") if "from ray" not in block]
+
+
+SHELL = [command for text in texts() for command in shell(text)]
 OURS = [command for command in SHELL if command[0] == "dra-scvi"]
-IN_PLACE = [command for block in blocks(README, "bash") for command in commands(block)]
 
 
 @pytest.mark.parametrize("command", OURS, ids=" ".join)
@@ -69,7 +82,7 @@ def test_command_is_one_of_the_program(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dra.yaml").write_text("n-latent: 20\n")
-    made: click.Command = program.commands[command[1]]
+    made = program.commands[command[1]]
     made.make_context(command[1], command[2:])
 
 
@@ -77,52 +90,105 @@ def test_other_commands_are_those_of_known_tools() -> None:
     assert len(OURS) > 8
     others = [command for command in SHELL if command[0] != "dra-scvi"]
     assert {command[0] for command in others} <= TOOLS
-    for extras in re.findall(r"\.\[([\w,]+)\]", README):
-        assert set(extras.split(",")) <= set(EXTRAS), extras
-    for path in re.findall(r"(?:tests|tutorials|dra_scvi)/[\w/]+\.\w+", README):
-        assert (ROOT / path).is_file(), path
+    for name, text in PAGES.items():
+        for extras in re.findall(r"\.\[([\w,]+)\]", text):
+            assert set(extras.split(",")) <= set(EXTRAS), f"{name}: {extras}"
+        for path in re.findall(r"(?:tests|tutorials|dra_scvi|\.docs)/[\w/]+\.\w+", text):
+            assert (ROOT / path).is_file() or "/build/" in path, f"{name}: {path}"
+
+
+def anchors(text: str) -> set[str]:
+    """Slugs of a page's headings, as GitHub and MyST make them."""
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in HEADINGS.findall(text)}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for path, anchor in LINKS.findall(PAGES[name]):
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{path}#{anchor}"
 
 
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Make the files that the pages speak of; train for two epochs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_model, "default_max_epochs", lambda *_: 2)
-
-
-@pytest.mark.usefixtures("_short")
-def test_pipeline_runs_as_it_stands(tmp_path: Path) -> None:
-    cells = datasets.synthetic(n_cells=120, n_genes=30, n_types=3, n_batches=2)
+    cells = datasets.synthetic(n_cells=120, n_genes=60, n_types=3, n_batches=2)
     cells.layers["counts"] = cells.X.copy()
     cells.obs["donor"] = cells.obs["batch"]
     for name in ("cells.h5ad", "more.h5ad"):
         cells.write_h5ad(name)
-    [yaml] = re.findall(r"With (`n-latent.*?`) in `dra\.yaml`", README)
-    Path("dra.yaml").write_text("\n".join(re.findall(r"`(.*?:.*?)`", yaml)))
-    ran = [c for c in IN_PLACE if c[0] == "dra-scvi" and c[1] in RUN and "published" not in c]
-    assert [command[1] for command in ran] == ["train", "embed", "evaluate", "info", "train"]
+    cells.obsm["X_dra"] = np.random.default_rng(0).normal(size=(cells.n_obs, 10))
+    cells.write_h5ad("embedded.h5ad")
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if to_run(text)])
+def test_pipeline_runs_as_it_stands(name: str) -> None:
+    Path("embedded.h5ad").unlink()  # the first command writes it
+    for yaml in blocks(PAGES[name], "yaml"):
+        Path("dra.yaml").write_text(yaml)
+    ran = to_run(PAGES[name])
     for command in ran:
         result = CliRunner().invoke(program, command[1:])
         assert result.exit_code == 0, f"{shlex.join(command)}: {result.stderr}"
-    assert {"embedded.h5ad", "more_embedded.h5ad", "metrics.json", "model"} <= {
-        path.name for path in tmp_path.iterdir()
-    }
+    outputs = [word for command in ran for word in command if word.endswith((".h5ad", ".json"))]
+    assert all(Path(output).is_file() for output in outputs)
 
 
 @pytest.mark.usefixtures("_short")
 @pytest.mark.filterwarnings("ignore")
-def test_python_runs_as_it_stands(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if to_execute(text)])
+def test_python_runs_as_it_stands(name: str) -> None:
     scope: dict[str, object] = {}
-    for block in blocks(README, "python"):
-        if "from ray" in block:
-            continue  # forty trainings; tests/test_sweeps.py has such searches
-        exec(compile(block, "README.md", "exec"), scope)
-    assert (tmp_path / "umap.png").stat().st_size > 10_000
-    assert (tmp_path / "model" / "manifest.json").is_file()
-    assert isinstance(scope["model"], dra_scvi.DRA)
+    for block in to_execute(PAGES[name]):
+        exec(compile(block, name, "exec"), scope)
+    adata = scope["adata"]
+    assert adata.obsm["X_dra"].shape == (adata.n_obs, 10)
+    code = re.sub(r"#.*", "", "".join(to_execute(PAGES[name])))
+    written = re.findall(r"save(?:=|\()\"([\w.]+)\"", code)
+    assert all(Path(path).exists() for path in written)
+
+
+def test_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= 120
+    assert len(README.encode()) <= 6144
+
+
+def test_readme_begins_with_two_commands() -> None:
+    first, second, *_ = blocks(README, "bash")
+    assert commands(first) == [["pip", "install", "."], ["dra-scvi", "demo"]]
+    assert commands(second) == [["pip", "install", ".[test]"], ["python", "-m", "pytest"]]
+    ran = [
+        part.split()
+        for line in (ROOT / ".ci" / "run").read_text().splitlines()
+        if not line.startswith("#")
+        for part in line.replace(" --quiet", "").split(" && ")
+    ]
+    assert ["pip", "install", '".[test]"'] in ran
+    assert ["python", "-m", "pytest"] in ran
+
+
+def test_numbers_of_the_readme_are_those_of_the_stored_rows() -> None:
+    for claim, number in figure.claims().items():
+        if "Leiden, nothing" not in claim:
+            assert number in README, claim
+    for line in figure.table():
+        assert line in README
+
+
+def test_figure_shows_the_stored_rows() -> None:
+    shown = {metric: figure.leads(metric) for metric in figure.METRICS}
+    [drawn] = re.findall(r"<dc:description>(.*?)<", figure.FIGURE.read_text(), re.DOTALL)
+    assert drawn == figure.described(shown)
 
 
 def test_citation_has_the_papers_of_the_text() -> None:
-    [bibtex] = blocks(README, "bibtex")
+    [bibtex] = blocks(PAGES[".docs/citing.md"], "bibtex")
     assert bibtex.count("{") == bibtex.count("}")
     entries = re.findall(r"@article\{(\w+),(.*?)\n\}", bibtex, re.DOTALL)
     assert [name for name, _ in entries] == ["lin2020dra", "gayoso2022scvi"]
@@ -130,4 +196,5 @@ def test_citation_has_the_papers_of_the_text() -> None:
         fields = dict(re.findall(r"^  (\w+) += \{(.*)\},?$", body, re.MULTILINE))
         assert set(fields) == {"author", "title", "journal", "volume", "pages", "year", "doi"}
         assert re.fullmatch(r"10\.\d{4,}/\S+", fields["doi"])
-    assert "10.1186/s12859-020-3401-5" in README.split("## Citing")[0]
+        if "Lin, Eugene" in body:
+            assert fields["doi"] in README

@@ -1,4 +1,4 @@
-"""Draws method.svg, the picture in the README: python tutorials/draw_method.py."""
+"""Draws method.svg, the picture of the page on the method: python tutorials/draw_method.py."""
 
 from __future__ import annotations
 
