@@ -273,6 +273,7 @@ def train(common: Common, **options: Any) -> Result | None:
         common.say(f"wrote {request.model_dir}")
     write_cells(adata, request.output, request.input_path if is_stored else None, common)
     _log_metrics(figures, request)
+    request.checkpoint.unlink(missing_ok=True)
     title = f"{cells} cells of {request.input_path.name}"
     return Result(figures, title, clustering_rows(scores) if scores else ())
 
@@ -298,7 +299,7 @@ def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
     if request.n_genes is not None:
         genes = variable_genes(work, request.n_genes, request.batch_key, request.layer)
         work = work[:, genes].copy()
-    model = tl.dra(
+    model = tl._dra(
         work,
         layer=request.layer,
         batch_key=request.batch_key,
