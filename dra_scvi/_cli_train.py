@@ -172,7 +172,7 @@ def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
     if request.n_genes is not None:
         genes = variable_genes(work, request.n_genes, request.batch_key, request.layer)
         work = work[:, genes].copy()
-    model = tl.dra(
+    model = tl._dra(
         work,
         layer=request.layer,
         batch_key=request.batch_key,

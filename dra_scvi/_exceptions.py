@@ -94,7 +94,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 class TrainingInterruptedError(RuntimeError):
-    """A signal stopped training after a checkpoint had been written.
+    """A signal stopped training after its state had been written, or could not be.
 
     Parameters
     ----------
@@ -104,14 +104,25 @@ class TrainingInterruptedError(RuntimeError):
         Epochs finished.
     path
         The checkpoint.
+    problem
+        Why the checkpoint could not be written; `None` where it was.
     """
 
-    def __init__(self, signum: int, epochs: int, path: Path) -> None:
-        self.signum, self.epochs, self.path = signum, epochs, path
-        super().__init__(
-            f"Training was interrupted after {epochs} epochs; {path} holds its state. "
-            "The same call with `resume=True` (`--resume` on the command line) goes on from there."
-        )
+    def __init__(self, signum: int, epochs: int, path: Path, problem: str | None = None) -> None:
+        self.signum, self.epochs, self.path, self.problem = signum, epochs, path, problem
+        again = "The same call with `resume=True` (`--resume` on the command line)"
+        if problem is None:
+            end = f"{path} holds its state. {again} goes on from there."
+        elif path.is_file():
+            end = (
+                f"its state could not be written ({problem}), and {path} holds that of an earlier "
+                f"epoch. {again} goes on from there."
+            )
+        else:
+            end = f"its state could not be written to {path} ({problem}) and is lost."
+        super().__init__(f"Training was interrupted after {epochs} epochs; {end}")
 
-    def __reduce__(self) -> tuple[type[TrainingInterruptedError], tuple[int, int, Path]]:
-        return type(self), (self.signum, self.epochs, self.path)
+    def __reduce__(
+        self,
+    ) -> tuple[type[TrainingInterruptedError], tuple[int, int, Path, str | None]]:
+        return type(self), (self.signum, self.epochs, self.path, self.problem)

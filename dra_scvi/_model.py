@@ -18,10 +18,10 @@ from dra_scvi._arguments import (
     refuse_mudata,
     takes_cells,
 )
-from dra_scvi._checkpoint import interruptible, refused_as_diverged
 from dra_scvi._compat import is_minified, minified_type
 from dra_scvi._data_splitting import DataSplitter
 from dra_scvi._distributed import n_processes, share_buffers, trainer_settings
+from dra_scvi._divergence import refused_as_diverged
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._fields import (
@@ -38,6 +38,7 @@ from dra_scvi._neighborhood import evenly_spaced
 from dra_scvi._persistence import PersistenceMixin
 from dra_scvi._priors import default_prior
 from dra_scvi._registration import CountsManager
+from dra_scvi._train_runner import TURNS, QuietRunner, interruptible
 from dra_scvi._training_plan import DualMatchingPlan
 from dra_scvi._transfer import TransferMixin
 from dra_scvi._validation import validate_keys
@@ -162,6 +163,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
     _data_splitter_cls = DataSplitter
     _module_cls = DRAVAE
     _uses_code_axes = True
+    _train_runner_cls = QuietRunner
     _training_plan_cls = DualMatchingPlan
 
     def __init__(
@@ -257,7 +259,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
             max_epochs = default_max_epochs(
                 n_obs, batch_size, self.module.n_latent, self.module.n_batch
             )
-        with interruptible(), trainer_settings(kwargs) as settings:
+        with TURNS, interruptible(), trainer_settings(kwargs) as settings:
             super().train(max_epochs, *args, **settings)
         self._calibrate()
 

@@ -66,6 +66,14 @@ class ProgressLines(Callback):
             duration(left),
         )
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """End the bar, so that what is said next has a line of its own."""
+        bar = getattr(trainer.progress_bar_callback, "main_progress_bar", None)
+        if bar is not None:
+            bar.close()
+
 
 def duration(seconds: float) -> str:
     """Write a time in the unit that suits it.

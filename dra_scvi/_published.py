@@ -23,14 +23,15 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils.data import DataLoader, Sampler
 
 from dra_scvi._arguments import check_model
-from dra_scvi._checkpoint import ResumablePlan, refused_as_diverged
 from dra_scvi._compat import MODULE_KEYS
+from dra_scvi._divergence import refused_as_diverged
 from dra_scvi._exceptions import InvalidCountsError, TrainingDivergedError
 from dra_scvi._hand_over import Refused
 from dra_scvi._likelihood import count_log_prob
 from dra_scvi._matching import released_distance, released_generator_loss
 from dra_scvi._model import DRA
 from dra_scvi._priors import NormalPrior, Prior, UniformPrior
+from dra_scvi._resumable_plan import ResumablePlan
 from dra_scvi.presets import published
 
 if TYPE_CHECKING:

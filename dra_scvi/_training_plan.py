@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from dra_scvi._checkpoint import ResumablePlan, refused_as_diverged
 from dra_scvi._distributed import failing_together, share_buffers, share_state
+from dra_scvi._divergence import refused_as_diverged
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._priors import MixturePrior
+from dra_scvi._resumable_plan import ResumablePlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +89,7 @@ class DualMatchingPlan(ResumablePlan):
     gradient_clip_val
         Largest norm of each player's gradient; `None` for no limit.
     **kwargs
-        Further arguments of :class:`~dra_scvi._checkpoint.ResumablePlan`.
+        Further arguments of :class:`~dra_scvi._resumable_plan.ResumablePlan`.
 
     Raises
     ------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,9 +13,11 @@ import numpy as np
 import torch
 
 from dra_scvi import presets
-from dra_scvi._checkpoint import InterruptCheckpoint, check_checkpoint
+from dra_scvi._checkpoint import InterruptCheckpoint, check_place
+from dra_scvi._checkpoint_file import read_checkpoint
 from dra_scvi._model import DRA
 from dra_scvi._published import PublishedDRA
+from dra_scvi._train_runner import TURNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["dra"]
+
+# what scvi-tools and Lightning set in the environment along with a seed
+SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "XLA_FLAGS")
 
 
 def dra(
@@ -52,10 +59,11 @@ def dra(
     n_latent
         Dimensions of the embedding.
     key_added
-        Where in ``adata.obsm`` the embedding is written.
+        Where in ``adata.obsm`` the embedding is written: a name without ``/``.
     seed
         Seed of everything random; the global generators are left as they were. On a CPU the same
-        seed, data and number of threads give the same embedding.
+        seed, data and number of threads give the same embedding. Calls in several threads take
+        turns.
     preset
         `"published"` runs the published program's settings (2, 10 or 20 dimensions) with
         :class:`~dra_scvi.PublishedDRA`: it ignores `batch_key`, embeds with one sample of the
@@ -69,16 +77,22 @@ def dra(
     train_kwargs
         Further arguments of its `train`.
     checkpoint
-        File in which the state of training is kept: written about once a minute, and when SIGINT
-        or SIGTERM asks to stop; removed at the end.
+        File in which the state of training is kept: written about once a minute, when SIGINT or
+        SIGTERM asks to stop, and after the last epoch; removed at the end. A checksum tells a
+        damaged one, and nothing in it can run code.
     resume
         Whether to go on from `checkpoint` where it exists. On a CPU the result is that of a run
-        without a stop, given the same data and arguments.
+        without a stop. Counts, names, batches, seed, settings, device, number of threads and
+        versions must be those that training began with; of other packages' versions the last
+        number may differ, with a warning. More epochs are another training: the schedules of the
+        terms go by their number.
 
     Returns
     -------
-    The trained model. ``adata.obsm[key_added]``, shape ``(n_cells, n_latent)``, holds the
-    posterior means, ``adata.uns["dra"]`` the settings.
+    The trained model. ``adata.obsm[key_added]``, shape ``(n_cells, n_latent)``, holds what
+    :meth:`DRA.get_latent_representation <dra_scvi.DRA.get_latent_representation>` returns: the
+    means of q(z|x), moved to where the training cells around them lie on average, on axes of
+    expression. ``adata.uns["dra"]`` holds the settings.
 
     Raises
     ------
@@ -86,8 +100,11 @@ def dra(
         When `layer` or `batch_key` does not exist.
     InvalidCountsError
         When the matrix does not hold raw counts.
-    ValueError
-        When training cannot go on from `checkpoint`: it is damaged, or of another training.
+    OSError
+        When `checkpoint` cannot be written.
+    TypeError, ValueError
+        When an argument is not what it may be, or training cannot go on from `checkpoint`: it is
+        damaged, or of another training; the message names what differs.
     TrainingDivergedError
         When a term of the objective is not finite.
     TrainingInterruptedError
@@ -102,16 +119,59 @@ def dra(
     >>> adata.obsm["X_dra"].shape
     (200, 10)
     """
+    model = _dra(
+        adata,
+        layer,
+        batch_key,
+        n_latent,
+        key_added,
+        seed,
+        preset=preset,
+        max_epochs=max_epochs,
+        accelerator=accelerator,
+        model_kwargs=model_kwargs,
+        train_kwargs=train_kwargs,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+    if checkpoint is not None:
+        Path(checkpoint).expanduser().unlink(missing_ok=True)
+    return model
+
+
+def _dra(
+    adata: AnnData,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    n_latent: int = 10,
+    key_added: str = "X_dra",
+    seed: int = 0,
+    *,
+    preset: Literal["published"] | None = None,
+    max_epochs: int | None = None,
+    accelerator: str = "auto",
+    model_kwargs: Mapping[str, Any] | None = None,
+    train_kwargs: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+) -> DRA:
+    """Embed like :func:`dra`, and leave the checkpoint to a caller who has more to write."""
     settings = _settings(preset, n_latent)
-    model_cls = DRA if preset is None else PublishedDRA
     train = {**settings.train, "accelerator": accelerator, **(train_kwargs or {})}
     if max_epochs is not None:
         train["max_epochs"] = max_epochs
+    _check_names(adata, key_added, seed)
+    _check_checkpoint(checkpoint, resume)
+    model_cls = DRA if preset is None else PublishedDRA
     with _seeded(seed):
         model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key)
+        _try_obsm(adata, key_added, n_latent)
         model = model_cls(adata, **{**settings.model, **(model_kwargs or {})})
-        _train(model, train, checkpoint, resume)
-        adata.obsm[key_added] = model.get_latent_representation(give_mean=preset is None)
+        _forget_with(model)
+        with _kept(model, train, seed, checkpoint, resume) as train:
+            model.train(**train)
+            codes = model.get_latent_representation(give_mean=preset is None)
+            adata.obsm[key_added] = codes
     if preset is not None:
         split = np.full(adata.n_obs, "train", dtype=object)
         split[model.test_indices] = "test"
@@ -138,32 +198,109 @@ def _settings(preset: str | None, n_latent: int) -> presets.Preset:
     return presets.published(n_latent)
 
 
-def _train(model: DRA, train: dict[str, Any], checkpoint: str | Path | None, resume: bool) -> None:
+def _check_names(adata: AnnData, key_added: Any, seed: Any) -> None:
+    """Check what is written, and where, before any work."""
+    if not isinstance(key_added, str):
+        raise TypeError(f"key_added={key_added!r} must be a name, as text.")
+    if key_added in ("", ".", "..") or "/" in key_added or "\0" in key_added:
+        raise ValueError(
+            f"key_added={key_added!r} cannot be stored in a file: choose a name without '/', "
+            "such as 'X_dra'."
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed={seed!r} must be a whole number.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must lie between 0 and {2**32 - 1}.")
+    if getattr(adata, "is_view", False):
+        raise ValueError("adata is a view of another AnnData: pass a copy, `adata.copy()`.")
+
+
+def _check_checkpoint(checkpoint: str | Path | None, resume: bool) -> None:
+    """Check that a checkpoint can be written and, to go on from it, read."""
     if checkpoint is None:
-        model.train(**train)
+        if resume:
+            raise ValueError("resume=True needs checkpoint=, the file to go on from.")
         return
-    path = Path(checkpoint)
-    plan = {**train.pop("plan_kwargs", {}), "checkpoint": InterruptCheckpoint(path)}
-    ckpt_path = None
+    path = Path(checkpoint).expanduser()
+    check_place(path)
     if resume and path.exists():
-        check_checkpoint(path, model.module)
-        ckpt_path = str(path)
-    model.train(**train, plan_kwargs=plan, ckpt_path=ckpt_path)
-    path.unlink(missing_ok=True)
+        read_checkpoint(path)
+
+
+def _try_obsm(adata: AnnData, key_added: str, n_latent: int) -> None:
+    """Write to where the embedding will be, and put back what was there."""
+    before = adata.obsm[key_added] if key_added in adata.obsm else None  # noqa: SIM401
+    adata.obsm[key_added] = np.zeros((adata.n_obs, n_latent), dtype=np.float32)
+    if before is None:
+        del adata.obsm[key_added]
+    else:
+        adata.obsm[key_added] = before
+
+
+@contextlib.contextmanager
+def _kept(
+    model: DRA,
+    train: Mapping[str, Any],
+    seed: int,
+    checkpoint: str | Path | None,
+    resume: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield arguments of a training whose state is kept until the end of the block."""
+    if checkpoint is None:
+        yield dict(train)
+        return
+    callback = InterruptCheckpoint(checkpoint)
+    callback.owner = model, int(seed)
+    plugins = train.get("plugins") or ()
+    given = plugins if isinstance(plugins, list | tuple) else [plugins]
+    with callback.signals():
+        yield {
+            **train,
+            "plan_kwargs": {**(train.get("plan_kwargs") or {}), "checkpoint": callback},
+            "plugins": [*given, callback.file],
+            "ckpt_path": str(callback.path) if resume and callback.path.exists() else None,
+        }
+
+
+def _forget_with(model: DRA) -> None:
+    """Let go of the AnnData with the model: scvi-tools would hold both registries for ever."""
+    manager, cls = model.adata_manager, type(model)
+
+    def forget(identity: str) -> None:
+        cls._per_instance_manager_store.pop(identity, None)
+        if cls._setup_adata_manager_store.get(manager.adata_uuid) is manager:
+            del cls._setup_adata_manager_store[manager.adata_uuid]
+
+    weakref.finalize(model, forget, model.id).atexit = False
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed all generators, and scvi-tools' split, for the time of a block."""
+    """Seed all generators, and scvi-tools' split, for the time of a block.
+
+    Everything that scvi-tools' seed is wired to is put back: generators, environment, cuDNN. They
+    are the whole process': blocks in several threads take turns.
+    """
     from scvi import settings
 
-    before = settings.seed
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(enabled=True):
-        settings.seed = seed
+    cudnn = torch.backends.cudnn
+    with TURNS, torch.random.fork_rng(enabled=True):
+        before = settings.seed, cudnn.deterministic, cudnn.benchmark
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+        environment = {name: os.environ.get(name) for name in SEED_VARIABLES}
         try:
+            settings.seed = int(seed)
             yield
         finally:
-            settings.seed = before
+            settings.seed, cudnn.deterministic, cudnn.benchmark = before
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+            _restore(environment)
+
+
+def _restore(environment: Mapping[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

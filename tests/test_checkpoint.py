@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, tl
-from dra_scvi._checkpoint import LastGoodState, check_checkpoint, interruptible
+from dra_scvi._divergence import LastGoodState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,26 +58,10 @@ def embed(adata: AnnData, path: Path, callbacks: Any = (), **changes: Any) -> No
 
 def test_going_on_from_a_damaged_checkpoint(adata: AnnData, checkpoint: Path) -> None:
     whole = checkpoint.read_bytes()
-    for content in (b"", b"text", whole[:100], whole[: len(whole) // 2]):
+    for content in (b"", whole[:100], whole[: len(whole) // 2]):
         checkpoint.write_bytes(content)
-        with pytest.raises(ValueError, match=r"state\.ckpt is corrupt or truncated; delete it"):
+        with pytest.raises(ValueError, match=r"state\.ckpt is corrupt or truncated, .*delete it"):
             embed(adata, checkpoint, resume=True)
-
-
-@pytest.mark.parametrize("changes", [{"n_latent": 5}, {"model_kwargs": {"n_hidden": 7}}])
-def test_going_on_with_other_settings(
-    adata: AnnData, checkpoint: Path, changes: dict[str, Any]
-) -> None:
-    with pytest.raises(ValueError, match="of a training with other settings"):
-        embed(adata, checkpoint, resume=True, **changes)
-    assert checkpoint.exists()
-
-
-def test_going_on_with_other_genes(adata: AnnData, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="other settings, genes or batches"):
-        embed(adata[:, 1:].copy(), checkpoint, resume=True)
-    with pytest.raises(ValueError, match="other settings, genes or batches"):
-        check_checkpoint(checkpoint, torch.nn.Linear(1, 1))
 
 
 def spoil(pl_module: Any) -> None:
@@ -156,14 +140,6 @@ def test_errors_come_out_as_they_are(
         make(adata).train(max_epochs=2, callbacks=[At(1, fail)], **QUIET)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert capsys.readouterr().out == ""
-
-
-def test_what_others_print_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with interruptible():
-        print("one", "two")  # noqa: T201
-        print("Exception raised during training.", NameError, "text")  # noqa: T201
-        print("three")  # noqa: T201
-    assert capsys.readouterr().out == "one two\nthree\n"
 
 
 def test_training_again_after_a_divergence(adata: AnnData) -> None:

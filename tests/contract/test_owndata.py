@@ -65,7 +65,7 @@ def with_covariates(number: int = N_CELLS) -> AnnData:
     return adata
 
 
-# -- what changed after registration ----------------------------------------------------------------------
+# -- what changed after registration -----------------------------------------------------------
 
 
 def half_of_the_genes(adata: AnnData) -> None:
