@@ -28,6 +28,10 @@ class InvalidCountsError(ValueError):
         super().__init__(message)
 
 
+class InputError(ValueError):
+    """A file or folder that is not read, and why, in a sentence that names it."""
+
+
 class GeneMismatchError(ValueError):
     """The genes are not those of the model, or not in its order.
 
