@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata.abc import CSCDataset
 
+from dra_scvi._exceptions import InputError
 from dra_scvi._files import atomic_path
+from dra_scvi._hdf5_links import check_links
 from dra_scvi._hdf5_probe import check_hdf5
-from dra_scvi._io import is_zarr, read_input
+from dra_scvi._io import check_anndata, check_kind, is_zarr, read_input
+from dra_scvi._memory import available_memory, check_room, n_bytes
 from dra_scvi._stored import is_stored, read_rows
+from dra_scvi._zarr_store import check_store, store_state
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
-__all__ = ["available_memory", "open_stored", "stays_in_file", "write_copy", "write_stored"]
+__all__ = ["open_stored", "stays_in_file", "write_copy", "write_stored"]
 
 # reading takes room for more than what is read, and training for its own
 MEMORY_SHARE = 0.5
 ROWS_PER_BLOCK = 8_192
-NOT_COPIED = ("X", "layers", "raw")
+MATRICES = ("X", "layers", "raw")
+# where the state of a file at its opening is kept with what was opened
+STATE = "_dra_state"
 
 
 def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
@@ -40,8 +48,9 @@ def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
     ValueError
         When it was asked for, and `path` is neither an ``.h5ad`` nor a zarr store.
     """
-    is_possible = path.exists() and (path.suffix == ".h5ad" or is_zarr(path))
+    is_possible = path.is_file() and path.suffix == ".h5ad" or is_zarr(path)
     if wanted and not is_possible and path.exists():
+        check_kind(path)
         raise ValueError(f"{path} has to be an .h5ad or a zarr store for --out-of-core.")
     if wanted is not None:
         return wanted
@@ -49,22 +58,9 @@ def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
     room = MEMORY_SHARE * available_memory()
     if not is_possible or (path.is_file() and path.stat().st_size < room / 100):
         return False
-    return _size_in_memory(path) > room
-
-
-def available_memory() -> float:
-    """Bytes that this process may still take: of the machine, and of its container."""
-    limits = [np.inf]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(line for line in lines if line.startswith("MemAvailable:"))
-        limits.append(1024 * float(free.split()[1]))
-        group = Path("/sys/fs/cgroup")
-        used = float((group / "memory.current").read_text())
-        limits.append(float((group / "memory.max").read_text().replace("max", "inf")) - used)
-    except (OSError, StopIteration, ValueError):
-        pass  # a system without one of these files
-    return max(min(limits), 0.0)
+    with contextlib.suppress(OSError, RuntimeError, KeyError, ValueError, TypeError):
+        return _size_in_memory(path) > room
+    return False  # so that who reads it says what is wrong
 
 
 def open_stored(path: Path, layer: str | None = None) -> AnnData:
@@ -82,9 +78,12 @@ def open_stored(path: Path, layer: str | None = None) -> AnnData:
     FileNotFoundError
         When nothing is there.
     ValueError
-        When the file cannot be read, or stores its counts by column.
+        When the file cannot be read, refers to others, or stores its counts by column.
     """
+    check_kind(path)
+    state = _state(path)
     adata = read_input(path, _read_lazily)
+    setattr(adata, STATE, state)
     if layer is None or layer in adata.layers:
         counts = adata.X if layer is None else adata.layers[layer]
         if isinstance(counts, CSCDataset):
@@ -100,12 +99,26 @@ def _read_lazily(path: Path) -> AnnData:
     from anndata.io import read_elem
 
     store = _open(path)
+    _check_layout(store, path)
+    check_room(path, [store[name] for name in store if name not in MATRICES])
     return anndata.AnnData(
         _stored_matrix(store["X"]) if "X" in store else None,
         obs=read_elem(store["obs"]),
         var=read_elem(store["var"]),
         layers={name: _stored_matrix(element) for name, element in _items(store, "layers")},
     )
+
+
+def _check_layout(store: Any, path: Path) -> None:
+    """Refuse what anndata wrote before version 0.7, with tables that are one array each."""
+    check_anndata(store, path)
+    for name in ("obs", "var", "obsm", "uns"):
+        if name in store and hasattr(store[name], "ndim"):
+            raise InputError(
+                f"{path} has the layout of anndata before version 0.7 ({name} is one array), out "
+                "of which cells cannot be read one by one: use --in-memory, or read it in Python "
+                "and write it anew."
+            )
 
 
 def write_copy(source: Path, adata: AnnData, path: Path) -> None:
@@ -119,6 +132,11 @@ def write_copy(source: Path, adata: AnnData, path: Path) -> None:
         Its ``obsm`` and ``uns`` are added.
     path
         The ``.h5ad`` to write or replace.
+
+    Raises
+    ------
+    ValueError
+        When the source is no longer what it was when it was opened.
     """
     import h5py
     from anndata.io import write_elem
@@ -128,12 +146,50 @@ def write_copy(source: Path, adata: AnnData, path: Path) -> None:
             shutil.copyfile(source, temporary)
         else:
             _convert(source, temporary)
+        _check_state(source, adata)
+        check_links(temporary)
         with h5py.File(temporary, "r+") as file:
             for name in ("obsm", "uns"):
+                _give_own_group(file, name)
                 if name not in file:
                     write_elem(file, name, {})
                 for key, value in getattr(adata, name).items():
                     write_elem(file, f"{name}/{key}", value)
+
+
+def _state(path: Path) -> Any:
+    """Tell a file, or those of a store, from what may take its place later."""
+    if path.is_dir():
+        return store_state(path)
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_state(source: Path, adata: AnnData) -> None:
+    """Refuse to write cells that came later beside what was computed from those before."""
+    before = getattr(adata, STATE, None)
+    try:
+        is_same = before is None or _state(source) == before
+    except OSError:
+        is_same = False
+    if not is_same:
+        raise InputError(
+            f"{source} was changed or replaced while it was worked on: what was computed belongs "
+            "to the cells that it held before, and is not written beside others."
+        )
+
+
+def _give_own_group(file: Any, name: str) -> None:
+    """Copy a group to which other names lead: what is added to it would appear there as well."""
+    import h5py
+
+    if name not in file:
+        return
+    is_link = not isinstance(file.get(name, getlink=True), h5py.HardLink)
+    if is_link or h5py.h5o.get_info(file[name].id).rc > 1:
+        file.copy(file[name], "_dra_own")
+        del file[name]
+        file.move("_dra_own", name)
 
 
 def write_stored(file: Any, key: str, matrix: Any) -> None:
@@ -174,22 +230,30 @@ def _convert(source: Path, path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for name in store:
-            if name not in NOT_COPIED:
+            if name not in MATRICES:
                 write_elem(file, name, read_elem(store[name]))
         write_elem(file, "layers", {})
         matrices = {f"layers/{name}": element for name, element in _items(store, "layers")}
         if "X" in store:
             matrices["X"] = store["X"]
+        if _items(store, "raw"):  # where there is none, zarr has a note of that
+            file.create_group("raw").attrs.update(dict(store["raw"].attrs))
+        for name, element in _items(store, "raw"):
+            matrices[f"raw/{name}"] = element
         for key, element in matrices.items():
-            matrix = _stored_matrix(element)
-            if is_stored(matrix):
+            is_matrix = not key.startswith("raw/") or key == "raw/X"
+            matrix = _stored_matrix(element) if is_matrix else None
+            if is_matrix and is_stored(matrix):
                 write_stored(file, key, matrix)
             else:
                 write_elem(file, key, read_elem(element))
 
 
 def _items(store: Any, name: str) -> list[tuple[str, Any]]:
-    return [(key, store[name][key]) for key in store[name]] if name in store else []
+    element = store[name] if name in store else None
+    return (
+        [] if element is None or hasattr(element, "ndim") else [(k, element[k]) for k in element]
+    )
 
 
 def _open(path: Path) -> Any:
@@ -200,6 +264,7 @@ def _open(path: Path) -> Any:
         return h5py.File(path, "r")
     import zarr
 
+    check_store(path)
     return zarr.open(str(path), mode="r")
 
 
@@ -213,11 +278,4 @@ def _stored_matrix(element: Any) -> Any:
 def _size_in_memory(path: Path) -> float:
     """Bytes of the matrices of a file, once they are read."""
     store = _open(path)
-    matrices = [element for name in ("layers", "raw") for _, element in _items(store, name)]
-    return float(sum(map(_n_bytes, [store[name] for name in ("X",) if name in store] + matrices)))
-
-
-def _n_bytes(element: Any) -> int:
-    if hasattr(element, "ndim"):
-        return int(np.prod(element.shape)) * element.dtype.itemsize
-    return sum(_n_bytes(element[key]) for key in element)
+    return float(sum(n_bytes(store[name]) for name in MATRICES if name in store))

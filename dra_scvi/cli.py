@@ -181,7 +181,9 @@ class SavedModel(NamedTuple):
 def _read_model(folder: Path) -> SavedModel:
     """Read what a folder says of its model."""
     from dra_scvi._model_folder import checked_copy, read_model
+    from dra_scvi._read_errors import check_model_folder
 
+    check_model_folder(folder)
     file = folder / "model.pt"
     with checked_copy(folder) as copy:
         content = read_model(copy)
