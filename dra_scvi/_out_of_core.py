@@ -250,10 +250,8 @@ def _convert(source: Path, path: Path) -> None:
 
 
 def _items(store: Any, name: str) -> list[tuple[str, Any]]:
-    element = store[name] if name in store else None
-    return (
-        [] if element is None or hasattr(element, "ndim") else [(k, element[k]) for k in element]
-    )
+    group = store.get(name, {})  # zarr has an array there that says that there is nothing
+    return [] if hasattr(group, "ndim") else [(key, group[key]) for key in group]
 
 
 def _open(path: Path) -> Any:

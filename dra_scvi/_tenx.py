@@ -51,15 +51,15 @@ def read_10x(path: Path) -> AnnData:
     UserWarning
         For features that are not gene expression, which are left out.
     """
-    with h5py.File(path, "r") as file:
-        group = _find_matrix(file, path)
-        check_room(path, [group])
-        adata = _read_matrix(group, path)
-    if "feature_types" in adata.var:
-        adata = _genes_alone(adata, path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)
-        adata.var_names_make_unique()
+        with h5py.File(path, "r") as file:
+            group = _find_matrix(file, path)
+            check_room(path, [group])
+            adata = _read_matrix(group, path)
+        if "feature_types" in adata.var:
+            adata = _genes_alone(adata, path)
+    adata.var_names_make_unique()
     return adata
 
 

@@ -100,12 +100,12 @@ def _codecs(content: Any, path: Path) -> Iterator[tuple[str, Any]]:
     """Names of all codecs that a file declares, each with what it is for."""
     if not isinstance(content, dict):
         return
-    is_text = next(_named(content.get("filters")), None) in CODECS_OF_TEXT
-    if _holds_objects(content.get("dtype")) and not is_text:
-        raise InputError(f"{path.parent} is an array of objects that are no text. {ANEW}.")
     for key in ("compressor", "filters", "codecs", "object_codec", "storage_transformers"):
         for codec in _named(content.get(key)):
             yield str(path.parent), codec
+    is_text = next(_named(content.get("filters")), None) in CODECS_OF_TEXT
+    if _holds_objects(content.get("dtype")) and not is_text:
+        raise InputError(f"{path.parent} is an array of objects that are no text. {ANEW}.")
     several = content if path.name == ".zmetadata" else content.get("consolidated_metadata")
     several = several.get("metadata") if isinstance(several, dict) else None
     for name, inner in (several if isinstance(several, dict) else {}).items():
