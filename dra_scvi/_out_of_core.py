@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from anndata.abc import CSCDataset
 
 from dra_scvi._exceptions import InputError
-from dra_scvi._files import atomic_path
+from dra_scvi._files import atomic_path, write_h5ad
 from dra_scvi._hdf5_links import check_links
 from dra_scvi._hdf5_probe import check_hdf5
 from dra_scvi._io import check_anndata, check_kind, is_zarr, read_input
@@ -106,7 +107,17 @@ def _read_lazily(path: Path) -> AnnData:
         obs=read_elem(store["obs"]),
         var=read_elem(store["var"]),
         layers={name: _stored_matrix(element) for name, element in _items(store, "layers")},
+        raw=_read_raw(dict(_items(store, "raw"))),
     )
+
+
+def _read_raw(group: dict[str, Any]) -> dict[str, Any] | None:
+    """Show the raw matrix, so that counts are found there, and leave it where it is."""
+    from anndata.io import read_elem
+
+    if not {"X", "var"} <= group.keys():
+        return None
+    return {"X": _stored_matrix(group["X"]), "var": read_elem(group["var"])}
 
 
 def _check_layout(store: Any, path: Path) -> None:
@@ -142,11 +153,12 @@ def write_copy(source: Path, adata: AnnData, path: Path) -> None:
     from anndata.io import write_elem
 
     with atomic_path(path) as temporary:
+        _check_state(source, adata, path)
         if source.suffix == ".h5ad":
             shutil.copyfile(source, temporary)
         else:
             _convert(source, temporary)
-        _check_state(source, adata)
+        _check_state(source, adata, path)
         check_links(temporary)
         with h5py.File(temporary, "r+") as file:
             for name in ("obsm", "uns"):
@@ -165,7 +177,7 @@ def _state(path: Path) -> Any:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _check_state(source: Path, adata: AnnData) -> None:
+def _check_state(source: Path, adata: AnnData, path: Path) -> None:
     """Refuse to write cells that came later beside what was computed from those before."""
     before = getattr(adata, STATE, None)
     try:
@@ -174,9 +186,21 @@ def _check_state(source: Path, adata: AnnData) -> None:
         is_same = False
     if not is_same:
         raise InputError(
-            f"{source} was changed or replaced while it was worked on: what was computed belongs "
-            "to the cells that it held before, and is not written beside others."
+            f"{source} was changed, replaced or removed while it was worked on: what was computed "
+            "belongs to the cells that it held before. It is not written beside others, but alone "
+            f"to {_keep(adata, path)}."
         )
+
+
+def _keep(adata: AnnData, path: Path) -> Path:
+    """Write what was computed, and the tables of the cells that it is of, without counts."""
+    import anndata
+
+    names = (path.with_name(f"{path.stem}.kept{number}.h5ad") for number in itertools.count(1))
+    kept = next(name for name in names if not name.exists())
+    parts = {"obs": adata.obs, "obsm": dict(adata.obsm), "uns": dict(adata.uns)}
+    write_h5ad(anndata.AnnData(**parts), kept)
+    return kept
 
 
 def _give_own_group(file: Any, name: str) -> None:
