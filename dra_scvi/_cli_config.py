@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CommaSeparated", "Numbers", "config_option"]
 
+MOST_BYTES = 2**16
+
 
 class CommaSeparated(click.ParamType):
     """Several values in one word, separated by commas; in YAML a list does as well."""
@@ -102,10 +104,16 @@ def _pairs(path: Path) -> Iterator[tuple[str, yaml.Node]]:
     """Keys and values of a file, values as they are written: 1.10 stays 1.10."""
     import yaml
 
+    if path.exists() and not path.is_file():
+        raise click.UsageError(f"{path}: not a file.")  # of a pipe, reading might never end
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise click.UsageError(f"{path}: too long for a file of options.")
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise click.UsageError(f"{path}: {error.strerror or error}.") from error
+    except RecursionError as error:
+        raise click.UsageError(f"{path}: lists lie too deep in each other.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path}: not YAML: {error}.") from error
     if root is None:
@@ -122,8 +130,10 @@ def _text(node: yaml.Node, option: click.Option) -> str | None:
 
     takes_several = isinstance(option.type, CommaSeparated)
     if isinstance(node, yaml.SequenceNode) and takes_several:
-        parts = [_text(item, option) for item in node.value]
-        return ",".join(part for part in parts if part is not None)
+        # a list in a list may, by an alias, hold itself
+        parts = [_text(item, option) for item in node.value if isinstance(item, yaml.ScalarNode)]
+        if len(parts) == len(node.value):
+            return ",".join(part for part in parts if part is not None)
     if not isinstance(node, yaml.ScalarNode):
         wanted = "one value, or a list of values," if takes_several else "one value"
         raise click.UsageError(f"{wanted} is wanted.")

@@ -1,109 +1,65 @@
 """Damaged HDF5 files over which libraries crash or never come back, found before they are read.
 
 HDF5 follows the addresses that a file gives it. Where damage turns them into a circle no signal
-and no thread can stop it, so that a copy of this process, with little time, goes first.
+and no thread can stop it, so that another process, with little time, goes first.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from dra_scvi._hdf5_links import check_links
 
-__all__ = ["check_10x", "check_hdf5"]
+__all__ = ["check_hdf5"]
 
 SECONDS = 30  # of the processor's time: a slow disk does not count
-SMALL = 2**20
-BLOCK = 2**24
+PATIENCE = 600  # seconds by the clock
+WALK = Path(__file__).with_name("_hdf5_walk.py")
 
 
 def check_hdf5(path: Path) -> None:
-    """Check that the structure of a file can be walked through; errors are left to its reader.
+    """Check that a file can be walked through, and refers to nothing outside of itself.
 
     Parameters
     ----------
     path
-        An HDF5 file. Systems without ``fork`` take it as it is.
+        An HDF5 file.
 
     Raises
     ------
+    OSError
+        When it cannot be opened.
     ValueError
-        When the library crashes over it, or goes round in circles.
+        When the library crashes over it, or goes round in circles, and for links that lead
+        elsewhere (:func:`check_links`).
     """
-    if not hasattr(os, "fork"):
-        return
-    import h5py  # noqa: F401 - now, as an import in a fork can wait for a lock for ever
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of threads, which are not needed there
-        child = os.fork()
-    if child == 0:
-        try:
-            _walk(path)
-        finally:
-            os._exit(0)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+    if not _comes_to_an_end(path):
         raise ValueError("the HDF5 library crashes over it, or never comes to an end")
+    check_links(path)
 
 
-def check_10x(path: Path) -> None:
-    """Check the indices of the matrices of a 10x file, which scanpy follows wherever they point.
-
-    Parameters
-    ----------
-    path
-        A 10x ``.h5`` of any version of Cell Ranger.
-
-    Raises
-    ------
-    ValueError
-        When they point outside of the matrix.
-    """
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        for group in file.values():
-            if isinstance(group, h5py.Group) and {"indptr", "indices", "shape"} <= group.keys():
-                _check_indices(group)
-
-
-def _check_indices(group: Any) -> None:
-    starts, indices, n_genes = group["indptr"][:], group["indices"], group["shape"][0]
-    is_sound = (
-        len(starts) > 0
-        and starts[0] == 0
-        and starts[-1] <= min(len(indices), len(group["data"]))
-        and (starts[1:] >= starts[:-1]).all()
-    )
-    for start in range(0, len(indices), BLOCK):
-        block = indices[start : start + BLOCK]
-        is_sound = is_sound and block.min() >= 0 and block.max() < n_genes
-    if not is_sound:
-        raise ValueError(f"the indices of {group.name} point outside of the matrix")
-
-
-def _walk(path: Path) -> None:
-    import resource
-
-    import h5py
-
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    with h5py.File(path, "r") as file:
-        _look("/", file)
-        file.visititems(_look)
-
-
-def _look(name: str, item: Any) -> None:
-    """Read what the library finds by following addresses: attributes, chunks, small data."""
-    import h5py
-
-    dict(item.attrs)
-    if not isinstance(item, h5py.Dataset):
-        return
-    if item.chunks is not None:
-        item.id.get_num_chunks()
-    if item.size is not None and item.size * item.dtype.itemsize <= SMALL:
-        item[()]
+def _comes_to_an_end(path: Path) -> bool:
+    """Whether a new interpreter gets through a file; a fork would take locks of threads along."""
+    if "python" not in Path(sys.executable or "").name:
+        return True  # a program that Python is a part of: there is none to be started
+    command = [sys.executable, "-I", "-S", str(WALK), str(SECONDS), str(path), *sys.path]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    silent = subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=silent,
+            stdout=silent,
+            stderr=silent,
+            timeout=PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    except OSError:
+        return True
+    return done.returncode >= 0  # below 0 is the signal that ended it

@@ -9,6 +9,8 @@ import numpy as np
 from anndata.abc import CSRDataset
 from scipy import sparse
 
+from dra_scvi._exceptions import InvalidCountsError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -88,5 +90,17 @@ def _read_csr(matrix: CSRDataset, start: int, stop: int) -> sparse.csr_matrix:
     group = matrix.group
     starts = group["indptr"][start : stop + 1].astype(np.int64)
     values = slice(int(starts[0]), int(starts[-1]))
-    parts = group["data"][values], group["indices"][values], starts - starts[0]
-    return sparse.csr_matrix(parts, shape=(stop - start, matrix.shape[1]))
+    data, indices = group["data"][values], group["indices"][values]
+    n_genes = matrix.shape[1]
+    is_sound = (
+        len(starts) == stop + 1 - start
+        and bool((np.diff(starts, prepend=0) >= 0).all())
+        and len(data) == len(indices) == starts[-1] - starts[0]
+        and (len(indices) == 0 or (indices.min() >= 0 and indices.max() < n_genes))
+    )
+    if not is_sound:  # which compiled code would follow
+        raise InvalidCountsError(
+            f"the counts in {group.file.filename} are damaged: indices of {group.name} point "
+            "outside of the matrix. Take the file from where it came again."
+        )
+    return sparse.csr_matrix((data, indices, starts - starts[0]), shape=(stop - start, n_genes))

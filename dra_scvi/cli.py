@@ -127,8 +127,10 @@ class SavedModel(NamedTuple):
 
 def _read_model(folder: Path) -> SavedModel:
     """Read what a folder says of its model."""
+    from dra_scvi._read_errors import check_model_folder
     from dra_scvi._saved_model import checked_copy, read_model
 
+    check_model_folder(folder)
     file = folder / "model.pt"
     with checked_copy(folder) as copy:
         content = read_model(copy)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
-import re
 import struct
 import warnings
 import zlib
@@ -20,8 +19,9 @@ from typing import IO, TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.utils import make_index_unique
 from scipy import sparse
+
+from dra_scvi._mtx_labels import assemble, check_counts, named_rows, numbered, read_mtx_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,11 +60,6 @@ _CORRUPT = (
     zlib.error,
     struct.error,
 )
-
-_MTX_FILE = "sub_set-720.mtx"
-_LABEL_FILE = "labels.txt"
-_GENE_FILE = "genes.txt"
-_WRITTEN_AS_FLOAT = re.compile(r"[+-]?\d+\.\d*(e[+-]?\d+)?", re.IGNORECASE)
 
 _PBMC_SCALE = 1e4
 _PBMC_MAX_DISTANCE = 0.1
@@ -279,59 +274,6 @@ def kang(path: str | os.PathLike[str] | None = None) -> AnnData:
     return adata
 
 
-def read_mtx_labels(folder: str | os.PathLike[str]) -> AnnData:
-    r"""Read a folder in the layout of the original DR-A: one ``.mtx`` beside ``labels.txt``.
-
-    The matrix may be cells x genes or genes x cells: the dimension that equals the number of
-    labels is taken as cells. A square matrix is read as cells x genes, the layout of DR-A.
-
-    Parameters
-    ----------
-    folder
-        Folder with ``sub_set-720.mtx`` (or any single ``.mtx``), ``labels.txt`` (one label per
-        line, or all separated by white space) and, if wanted, ``genes.txt`` (one name per line).
-
-    Returns
-    -------
-    Counts ``(n_cells, n_genes)``, labels as text in ``obs["cell_type"]``. Whole numbers written as
-    floats, as in the label files of DR-A, lose their decimals: ``1.000e+00`` becomes ``"1"``.
-
-    Raises
-    ------
-    FileNotFoundError
-        The folder, its matrix or its labels are missing.
-    ValueError
-        There are several matrices and none is ``sub_set-720.mtx``, the matrix cannot be read or
-        does not hold counts, or the number of labels or genes does not fit it.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from scipy import io, sparse
-    >>> from dra_scvi import datasets
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     io.mmwrite(Path(folder, "sub_set-720.mtx"), sparse.coo_matrix([[0, 3, 1], [2, 0, 0]]))
-    ...     _ = Path(folder, "labels.txt").write_text("T\nB\n")
-    ...     adata = datasets.read_mtx_labels(folder)
-    >>> adata.shape, adata.obs["cell_type"].tolist()
-    ((2, 3), ['T', 'B'])
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"No folder at {root}; pass a folder with a .mtx and labels.txt.")
-    matrix_file, label_file = _find_mtx(root), root / _LABEL_FILE
-    if not label_file.is_file():
-        raise FileNotFoundError(
-            f"No {_LABEL_FILE} in {root}; add one with one label per line, in the order of cells."
-        )
-    counts = _read_mtx(matrix_file)
-    labels = _read_labels(label_file, counts.shape)
-    if counts.shape[0] != len(labels):
-        counts = counts.T.tocsr()
-    return _assemble(counts, labels, _read_genes(root / _GENE_FILE, counts.shape[1]))
-
-
 def synthetic(
     n_cells: int = 500, n_genes: int = 200, n_types: int = 4, n_batches: int = 1, seed: int = 0
 ) -> AnnData:
@@ -383,25 +325,10 @@ def synthetic(
     dispersion = 5.0
     rate = rng.gamma(shape=dispersion, scale=share * depth / dispersion)
     counts = sparse.csr_matrix(rng.poisson(rate), dtype=np.float32)
-    adata = _assemble(counts, [f"type_{code}" for code in types], _numbered("gene", n_genes))
+    adata = assemble(counts, [f"type_{code}" for code in types], numbered("gene", n_genes))
     if n_batches > 1:
         adata.obs["batch"] = pd.Categorical([f"batch_{code}" for code in batch])
     return adata
-
-
-def _assemble(counts: sparse.csr_matrix, labels: list[str], genes: Iterable[str]) -> AnnData:
-    obs = pd.DataFrame(
-        {"cell_type": pd.Categorical(labels)}, index=pd.Index(_numbered("cell", counts.shape[0]))
-    )
-    return AnnData(counts, obs=obs, var=_named_rows(genes))
-
-
-def _named_rows(names: Iterable[str]) -> pd.DataFrame:
-    return pd.DataFrame(index=make_index_unique(pd.Index(names)))
-
-
-def _numbered(prefix: str, n: int) -> list[str]:
-    return [f"{prefix}_{i}" for i in range(n)]
 
 
 def _check_sizes(n_cells: int, **sizes: int) -> None:
@@ -411,16 +338,6 @@ def _check_sizes(n_cells: int, **sizes: int) -> None:
     for name in ("n_types", "n_batches"):
         if sizes[name] > n_cells:
             raise ValueError(f"{name} = {sizes[name]} is more than n_cells = {n_cells}.")
-
-
-def _check_counts(counts: sparse.csr_matrix, where: str) -> None:
-    bad = ~np.isfinite(counts.data) | (counts.data < 0) | (counts.data != np.rint(counts.data))
-    if bad.any():
-        first = counts.data[np.argmax(bad)]
-        raise ValueError(
-            f"{where} must hold raw counts, but {int(bad.sum())} of {counts.nnz} stored values "
-            f"are negative, fractional or not finite (first: {first:g}); pass unnormalised counts."
-        )
 
 
 def _highly_variable_by_variance(adata: AnnData, n_genes: int) -> AnnData:
@@ -494,7 +411,7 @@ def _parse_zeisel(path: Path) -> AnnData:
         raise ValueError(
             f"{path} cannot be read as {_ZEISEL_FILE}: {error}; get it from {_ZEISEL_URL}."
         ) from error
-    return AnnData(counts, obs=obs, var=_named_rows(genes))
+    return AnnData(counts, obs=obs, var=named_rows(genes))
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -524,7 +441,7 @@ def _zeisel_obs(annotation: dict[str, list[str]]) -> pd.DataFrame:
     lengths = {name: len(values) for name, values in annotation.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"its annotation rows differ in length: {lengths}")
-    obs = _named_rows(annotation["cell_id"])
+    obs = named_rows(annotation["cell_id"])
     for name, values in annotation.items():
         if name in _ZEISEL_NUMERIC:
             obs[name] = pd.to_numeric(np.array(values))
@@ -573,7 +490,7 @@ def _verify_zeisel(adata: AnnData, expected: _ZeiselFacts) -> None:
             f"The Zeisel file is not the published one: expected {expected}, found {found}; "
             f"get it from {_ZEISEL_URL}."
         )
-    _check_counts(adata.X, where="The Zeisel file")
+    check_counts(adata.X, where="The Zeisel file")
 
 
 def _parse_kang(path: Path) -> AnnData:
@@ -592,7 +509,7 @@ def _parse_kang(path: Path) -> AnnData:
         {name: pd.Categorical(obs[name].astype(str)) for name in ("cell_type", "batch")},
         index=pd.Index(obs.index.astype(str)),
     )
-    return AnnData(counts, obs=annotation, var=_named_rows(genes))
+    return AnnData(counts, obs=annotation, var=named_rows(genes))
 
 
 def _read_h5ad(path: Path) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
@@ -619,7 +536,7 @@ def _read_rda(path: Path) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
 
 def _verify_kang(adata: AnnData, expected: _KangFacts) -> None:
     """Raise unless the parsed file has the cells, genes, counts and labels that are known."""
-    _check_counts(adata.X, where="The Kang file")
+    check_counts(adata.X, where="The Kang file")
     found = _KangFacts(
         n_cells=adata.n_obs,
         n_genes=adata.n_vars,
@@ -633,56 +550,3 @@ def _verify_kang(adata: AnnData, expected: _KangFacts) -> None:
             f"The Kang file is not the published one: expected {expected}, found {found}; "
             f"get it from {_KANG_URL}."
         )
-
-
-def _find_mtx(root: Path) -> Path:
-    if (root / _MTX_FILE).is_file():
-        return root / _MTX_FILE
-    found = sorted(root.glob("*.mtx"))
-    if not found:
-        raise FileNotFoundError(f"No .mtx file in {root}; add the counts as {_MTX_FILE}.")
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise ValueError(f"{root} has {len(found)} .mtx files ({names}); leave one of them there.")
-    return found[0]
-
-
-def _read_mtx(path: Path) -> sparse.csr_matrix:
-    from scipy.io import mmread
-
-    try:
-        counts = sparse.csr_matrix(mmread(path, spmatrix=True), dtype=np.float32)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a Matrix Market file: {error}") from error
-    _check_counts(counts, where=str(path))
-    counts.eliminate_zeros()
-    return counts
-
-
-def _read_labels(path: Path, shape: tuple[int, int]) -> list[str]:
-    text = path.read_text(encoding="utf-8-sig")
-    by_line = [line.strip() for line in text.splitlines() if line.strip()]
-    by_word = text.split()
-    for labels in (by_line, by_word):
-        if len(labels) in shape:
-            return _without_decimals(labels)
-    raise ValueError(
-        f"{path} has {len(by_line)} lines ({len(by_word)} words), but the matrix beside it is "
-        f"{shape[0]} x {shape[1]}: neither dimension fits; give one label per cell."
-    )
-
-
-def _without_decimals(labels: list[str]) -> list[str]:
-    if all(_WRITTEN_AS_FLOAT.fullmatch(label) and float(label).is_integer() for label in labels):
-        return [str(int(float(label))) for label in labels]
-    return labels
-
-
-def _read_genes(path: Path, n_genes: int) -> list[str]:
-    if not path.is_file():
-        return _numbered("gene", n_genes)
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    genes = [line.strip() for line in lines if line.strip()]
-    if len(genes) != n_genes:
-        raise ValueError(f"{path} names {len(genes)} genes, but the matrix has {n_genes}.")
-    return genes

@@ -361,19 +361,21 @@ def write_folder(
 @pytest.mark.parametrize("transpose", [False, True], ids=["cells-by-genes", "genes-by-cells"])
 @pytest.mark.parametrize("name", ["sub_set-720.mtx", "counts.mtx"])
 def test_folder_is_read_in_either_orientation(tmp_path: Path, transpose: bool, name: str) -> None:
+    (tmp_path / "genes.txt").write_text("A\nB\nC\n")
     adata = datasets.read_mtx_labels(
         write_folder(tmp_path, MATRIX.T if transpose else MATRIX, "T cell\nB cell\n", name)
     )
     assert_counts(adata)
     np.testing.assert_array_equal(adata.X.toarray(), MATRIX)
     assert adata.obs["cell_type"].tolist() == ["T cell", "B cell"]
-    assert adata.var_names.tolist() == ["gene_0", "gene_1", "gene_2"]
+    assert adata.var_names.tolist() == ["A", "B", "C"]
 
 
 def test_square_matrix_is_cells_by_genes(tmp_path: Path) -> None:
     square = np.array([[1, 2], [0, 4]])
     adata = datasets.read_mtx_labels(write_folder(tmp_path, square, "a\nb\n"))
     np.testing.assert_array_equal(adata.X.toarray(), square)
+    assert adata.var_names.tolist() == ["gene_0", "gene_1"]
 
 
 @pytest.mark.parametrize(

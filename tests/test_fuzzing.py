@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -20,8 +19,6 @@ from dra_scvi._io import read_input
 from dra_scvi._validation import validate_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from anndata import AnnData
 
 N_FILES = 80
@@ -135,21 +132,6 @@ def test_a_damaged_file_is_told_in_one_line(kind: str, tmp_path: Path) -> None:
         found = output.read().splitlines()
     assert len(found) == N_FILES, f"file {len(found)} crashes or hangs"
     assert [(number, text) for number, text in enumerate(found) if text] == []
-
-
-def forever() -> None:
-    while True:
-        pass
-
-
-@pytest.mark.parametrize("end", [forever, os.abort])
-def test_a_file_over_which_the_library_never_ends_or_crashes(
-    end: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_hdf5_probe, "SECONDS", 1)
-    monkeypatch.setattr(_hdf5_probe, "_look", lambda *_: end())
-    with pytest.raises(ValueError, match="crashes over it, or never comes to an end"):
-        read_input(write_h5ad(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["csr", "csc"])

@@ -1,0 +1,103 @@
+"""What is said of an input that was not read: damage is named only where there is some."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+from dra_scvi._exceptions import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["check_model_folder", "explain"]
+
+DETAIL_LENGTH = 160
+DAMAGE = (OSError, RuntimeError, EOFError, lzma.LZMAError, zlib.error, struct.error)
+# how the errors of the HDF5 library begin, whichever their type
+OF_HDF5 = (
+    "unable to",
+    "can't",
+    "file signature not found",
+    "the hdf5 library",
+    "its links cannot",
+)
+UNKNOWN_KIND = ("IORegistryError", "NotImplementedError")
+
+
+def explain(path: Path, kind: str, error: BaseException, accepted: str) -> str:
+    """Say in one sentence why a file was not read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        What it was read as.
+    error
+        Of the library.
+    accepted
+        The kinds that there are.
+    """
+    text = f"{type(error).__name__} {error}".lower()
+    if "unable to lock file" in text or "already open for" in text:
+        return (
+            f"{path} is open for writing in another program, or was when that was killed; close "
+            "it there, or take a copy of the file."
+        )
+    start = f"{path} could not be read as {kind}: "
+    if isinstance(error, MemoryError):
+        return f"{start}it needs more memory than there is. --out-of-core leaves counts in a file."
+    if isinstance(error, RecursionError):
+        return f"{start}its groups lie too deep in each other."
+    detail = _first_line(error).replace(f"{path}: ", "")
+    if type(error).__name__ in UNKNOWN_KIND:
+        import anndata
+
+        return (
+            f"{start}it holds something that anndata {anndata.__version__} does not know, and was "
+            f"written by a newer version or another program ({detail})."
+        )
+    if isinstance(error, DAMAGE) or _message(error).removeprefix(f"{path}: ").lower().startswith(
+        OF_HDF5
+    ):
+        why = "it is corrupt, truncated or of another kind"
+        return f"{start}{why} ({detail}). Accepted: {accepted}."
+    return f"{start}{detail}. Accepted: {accepted}."
+
+
+def check_model_folder(path: Path) -> None:
+    """Refuse what is there and cannot be the folder of a saved model, by saying what it is.
+
+    Parameters
+    ----------
+    path
+        What was named as one; nothing is said of what is not there.
+
+    Raises
+    ------
+    InputError
+        For a file, and for a zarr store.
+    """
+    is_store = any((path / name).exists() for name in (".zgroup", "zarr.json"))
+    wanted = "what is wanted here is the folder of a saved model, as of train --model-dir"
+    if path.name == "model.pt" and path.is_file():
+        raise InputError(f"{path} is a file of a saved model; name its folder, {path.parent}.")
+    if is_store or (path.suffix == ".h5ad" and path.exists()):
+        raise InputError(f"{path} is an AnnData, and {wanted}.")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, and {wanted}.")
+
+
+def _message(error: BaseException) -> str:
+    return str(error.args[0] if error.args else error).strip()
+
+
+def _first_line(error: BaseException) -> str:
+    """Shorten an error to its kind and the beginning of its first line."""
+    lines = _message(error).splitlines()
+    text = lines[0] if lines else ""
+    short = text if len(text) <= DETAIL_LENGTH else text[:DETAIL_LENGTH] + "..."
+    return f"{type(error).__name__}: {short}" if short else type(error).__name__
