@@ -84,6 +84,17 @@ def test_codes_that_are_equal_are_not_tempered() -> None:
     assert torch.equal(tempered(axes, flat, torch.zeros(2)), axes)
 
 
+@pytest.mark.parametrize("share", [1e-20, 1e-8])
+def test_an_axis_without_length_but_for_rounding_stays_as_it_is(share: float) -> None:
+    """In single precision; stretched to the others it would show the rounding alone."""
+    means = torch.tensor([[1.0, share, 1e-4], [-1.0, -share, 1e-4]] * 5, dtype=torch.float64)
+    means[:5, 2] *= -1
+    found = tempered(torch.eye(3), means, torch.zeros(10))
+    lengths = means.std(0)
+    expected = [1.0, 1.0, float((lengths[0] / lengths[2]).sqrt())]
+    torch.testing.assert_close(found, torch.diag(torch.tensor(expected)))
+
+
 def test_differences_between_batches_do_not_count() -> None:
     samples, expression, means, groups = problem()
     axes = expression_axes(samples, expression, means, groups)

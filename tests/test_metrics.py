@@ -116,6 +116,53 @@ def test_silhouette_of_many_cells_comes_from_a_draw(monkeypatch: pytest.MonkeyPa
     assert drawn[0] == pytest.approx(exact, abs=0.15)
 
 
+def test_silhouette_of_many_cells_draws_each_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cells but one: the score is that of one of the sets that lack a single cell."""
+    embedding, labels = blobs(n_per_type=10, distance=3.0)
+    monkeypatch.setattr(metrics, "_SILHOUETTE_CELLS", 29)
+    found = metrics.clustering(embedding, labels, seed=4)["silhouette"]
+    lacking = [
+        silhouette_score(np.delete(embedding, i, axis=0), np.delete(labels, i)) for i in range(30)
+    ]
+    assert min(abs(found - score) for score in lacking) < 1e-12
+
+
+def test_silhouette_of_as_many_cells_as_are_drawn_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embedding, labels = blobs(n_per_type=10, distance=3.0)
+    monkeypatch.setattr(metrics, "_SILHOUETTE_CELLS", 30)
+    found = metrics.clustering(embedding, labels)["silhouette"]
+    assert found == silhouette_score(embedding, labels)
+
+
+def test_silhouette_is_defined_for_all_but_as_many_labels_as_cells() -> None:
+    embedding, _ = blobs(n_per_type=4)
+    labels = np.array([0, *range(11)])  # two cells share a label
+    scores = metrics.clustering(embedding, labels, n_clusters=3)
+    assert scores["silhouette"] == pytest.approx(silhouette_score(embedding, labels))
+    two = np.array([0] * 11 + [1])
+    scores = metrics.clustering(embedding, two)
+    assert scores["silhouette"] == pytest.approx(silhouette_score(embedding, two))
+
+
+def test_cells_a_billionth_apart_are_told_apart() -> None:
+    """Double precision stays; whatever is neither double nor single becomes double."""
+    names = np.resize(["x", "y"], 40)
+    apart = 1.0 + 1e-9 * (names == "y")[:, None] + 1e-12 * np.arange(40)[:, None]
+    assert metrics.clustering(apart, names)["ari"] == 1.0
+    assert metrics.clustering(apart.astype(np.longdouble), names)["ari"] == 1.0
+    assert metrics.clustering((names == "y")[:, None], names)["ari"] == 1.0
+    half = metrics._checked_embedding(np.ones((3, 2), np.float16))
+    assert half.dtype == np.float64
+
+
+def test_single_precision_stays_single() -> None:
+    """A copy in double precision would double the memory of a million cells."""
+    embedding = blobs()[0].astype(np.float32)
+    assert metrics._checked_embedding(embedding) is embedding
+
+
 @pytest.mark.parametrize("seed", [0, 5])
 def test_kmeans_passes_seed_and_restarts_on(seed: int) -> None:
     embedding = np.random.default_rng(0).normal(size=(90, 3))
@@ -257,6 +304,36 @@ def test_integration_refuses_types_confined_to_one_batch() -> None:
     embedding, labels = blobs()
     with pytest.raises(ValueError, match="No label occurs in two batches"):
         metrics.integration(embedding, labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("types", "batches", "comparable"),
+    [
+        pytest.param("A" * 16 + "BB", "x" * 16 + "xy", False, id="a-cell-of-each-batch"),
+        pytest.param("A" * 15 + "BBB", "x" * 15 + "xxy", True, id="one-cell-more"),
+        pytest.param("A" * 9 + "B" * 9, "x" * 9 + "y" * 9, False, id="apart"),
+        pytest.param("A" * 8 + "BB" + "C" * 8, "x" * 8 + "xy" + "y" * 8, False, id="both"),
+    ],
+)
+def test_integration_needs_a_type_with_more_cells_than_batches(
+    types: str, batches: str, comparable: bool
+) -> None:
+    codes = [pd.factorize(np.array(list(names)))[0] for names in (types, batches)]
+    if comparable:
+        metrics._check_comparable(*codes)
+    else:
+        with pytest.raises(ValueError, match="No label occurs in two batches"):
+            metrics._check_comparable(*codes)
+
+
+@pytest.mark.parametrize("n_cells", [15, 16])
+def test_integration_needs_more_cells_than_neighbours(n_cells: int) -> None:
+    types, batch = np.arange(n_cells) % 2, np.arange(n_cells) // 2 % 2
+    if n_cells == 16:
+        metrics._check_comparable(types, batch)
+    else:
+        with pytest.raises(ValueError, match="more than 15 cells, got 15"):
+            metrics._check_comparable(types, batch)
 
 
 def test_integration_refuses_missing_batches() -> None:

@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from dra_scvi import DRA
 from dra_scvi._neighborhood import (
+    CHUNK,
     END_OF_REACH,
     N_CENTRES,
     OWN_WEIGHT,
@@ -64,6 +65,26 @@ def test_radii_are_distances_to_the_nth_other_code() -> None:
     codes, _ = clusters(50)
     expected = NearestNeighbors(n_neighbors=6).fit(codes).kneighbors(codes)[0][:, -1]
     np.testing.assert_allclose(radii(codes, n_neighbors=5), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n_neighbors", "each"), [(30, 10), (20, 6), (3, 3), (3000, 20)])
+def test_neighbours_are_divided_among_batches(n_neighbors: int, each: int) -> None:
+    """Of three batches a third each: at least three cells, at most a tenth of the batch."""
+    codes, _ = clusters(600)
+    groups = torch.arange(600) % 3
+    total, weight = OWN_WEIGHT * codes, OWN_WEIGHT
+    for group in range(3):
+        sums, weights = local_sum(codes, codes[groups == group], each)
+        total, weight = total + sums, weight + weights
+    torch.testing.assert_close(local_means(codes, groups, n_neighbors), total / weight)
+
+
+def test_batches_of_fewer_than_ten_cells_have_no_vote() -> None:
+    codes, _ = clusters(209)
+    groups = (torch.arange(209) >= 200).double()
+    sums, weights = local_sum(codes, codes[:200], 10)
+    expected = (OWN_WEIGHT * codes + sums) / (OWN_WEIGHT + weights)
+    torch.testing.assert_close(local_means(codes, groups, n_neighbors=20), expected)
 
 
 def test_noise_is_taken_out() -> None:
@@ -148,6 +169,19 @@ def test_the_map_is_kernel_ridge_regression() -> None:
         codes.numpy() + vectors @ np.diag(values**2 / (values**2 + ridge)) @ vectors.T @ shift
     )
     np.testing.assert_allclose(neighborhood(codes), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_map_of_many_codes_is_that_of_each() -> None:
+    """More codes than are mapped at once, the last of them a rest, in their order."""
+    codes, _ = clusters(300)
+    neighborhood = Neighborhood(10, n_neighbors=15)
+    neighborhood.fit(codes, torch.zeros(300))
+    many = torch.randn(2 * CHUNK + 7, 10)
+    found = neighborhood(many)
+    assert found.shape == many.shape
+    for rows in ([0, 1, 2], [CHUNK - 1, CHUNK, CHUNK + 1], [2 * CHUNK - 1, 2 * CHUNK, -1]):
+        torch.testing.assert_close(found[rows], neighborhood(many[rows]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, many, atol=1e-3)
 
 
 def test_cells_that_it_has_not_seen_are_moved_alike() -> None:

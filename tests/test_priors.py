@@ -465,6 +465,22 @@ def test_anchored_samples_follow_the_normalised_density() -> None:
     assert error < 0.1  # eight proposals leave a bias
 
 
+@pytest.mark.parametrize("anchor", [0.3, 0.8])
+def test_moments_of_anchored_samples_are_those_of_the_normalised_density(anchor: float) -> None:
+    """By quadrature; many proposals at once leave hardly a bias, and weights of N/m to the a."""
+    prior = random_mixture(1, seed=2, anchor=anchor)
+    grid = np.linspace(-15, 15, 6_001)
+    with torch.no_grad():
+        heights = prior.log_prob(torch.as_tensor(grid)[:, None]).exp().numpy()
+    heights /= np.trapezoid(heights, grid)
+    mean = np.trapezoid(heights * grid, grid)
+    variance = np.trapezoid(heights * (grid - mean) ** 2, grid)
+    torch.manual_seed(0)
+    samples = prior.sample(50_000).numpy()
+    assert samples.mean() == pytest.approx(mean, abs=0.05)
+    assert samples.var() == pytest.approx(variance, rel=0.05)
+
+
 @pytest.mark.parametrize("anchor", [-0.1, 1.1])
 def test_an_anchor_is_a_weight(anchor: float) -> None:
     with pytest.raises(ValueError, match="prior_anchor must be between 0 and 1"):

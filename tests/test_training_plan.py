@@ -285,3 +285,121 @@ def test_several_batches_are_matched_harder(n_batch: int, expected: float) -> No
     module = DRAVAE(20, n_batch=n_batch)
     assert DualMatchingPlan(module).latent_weight == expected
     assert DualMatchingPlan(module, latent_weight=2.0).latent_weight == 2.0
+
+
+# -- the plan by itself ------------------------------------------------------------------------
+
+
+def spoiled(**values: float) -> torch.Tensor:
+    """Return the terms of three minibatches, of which the second is spoiled."""
+    steps = torch.ones(3, len(TERMS) + 1)
+    for name, value in values.items():
+        steps[1, TERMS.index(f"{name}_train")] = value
+    steps[1, 0] = float("nan")
+    return steps
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_of_several_bad_terms_the_last_is_named(value: float) -> None:
+    """The loss and the evidence bound are sums: the term that spoils them comes after them."""
+    plan = DualMatchingPlan(DRAVAE(20))
+    plan._check_finite(torch.ones(3, len(TERMS) + 1))
+    for names, culprit in (
+        ((), "train_loss"),
+        (("elbo",), "elbo_train"),
+        (("elbo", "reconstruction_loss"), "reconstruction_loss_train"),
+        (("elbo", "kl_local"), "kl_local_train"),
+        (("elbo", "kl_local", "data_divergence"), "data_divergence_train"),
+        (("latent_divergence", "data_divergence"), "data_divergence_train"),
+    ):
+        with pytest.raises(TrainingDivergedError) as info:
+            plan._check_finite(spoiled(**dict.fromkeys(names, value)), first_step=5)
+        assert (info.value.term, info.value.epoch, info.value.step) == (culprit, 0, 6)
+        with pytest.raises(TrainingDivergedError) as info:
+            plan._check_finite(spoiled(**dict.fromkeys(names, value)))
+        assert info.value.step == 1
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW"])
+def test_each_player_has_its_own_rate(optimizer: str) -> None:
+    module = DRAVAE(20)
+    rates = {"lr": 3e-3, "eps": 0.02, "weight_decay": 0.5}
+    plan = DualMatchingPlan(module, optimizer=optimizer, discriminator_lr=7e-5, **rates)
+    made = plan.get_optimizer_creator()(module.parameters())
+    assert type(made) is getattr(torch.optim, optimizer)
+    found = [(group["lr"], group["eps"], group["weight_decay"]) for group in made.param_groups]
+    assert found == [(3e-3, 0.02, 0.5), (7e-5, 1e-8, 0.5), (7e-5, 1e-8, 0.5)]
+    for group, name in zip(made.param_groups, PLAYERS, strict=True):
+        expected = [p for n, p in module.named_parameters() if player(n) == name]
+        assert [id(p) for p in group["params"]] == [id(p) for p in expected]
+
+
+def test_a_custom_optimizer_has_one_rate() -> None:
+    module = DRAVAE(20)
+    plan = DualMatchingPlan(
+        module, optimizer="Custom", optimizer_creator=lambda p: torch.optim.SGD(p, lr=0.3)
+    )
+    made = plan.get_optimizer_creator()(module.parameters())
+    assert [group["lr"] for group in made.param_groups] == [0.3] * 3
+    assert "eps" not in made.param_groups[1]
+
+
+def test_defaults_are_as_documented() -> None:
+    plan = DualMatchingPlan(DRAVAE(20))
+    assert (plan.latent_weight, plan.data_weight, plan.discriminator_lr) == (1.0, 1.0, 1e-4)
+    assert (plan.prior_start, plan.gradient_clip_val) == (0.25, None)
+    assert DualMatchingPlan(DRAVAE(20), latent_weight=0.0, data_weight=0.0).data_weight == 0.0
+
+
+@pytest.mark.parametrize("name", ["latent_weight", "data_weight"])
+def test_either_weight_must_not_be_negative(name: str) -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        DualMatchingPlan(DRAVAE(20), **{name: -1e-9})
+
+
+def test_a_frozen_part_has_no_weight_and_stops_decay() -> None:
+    whole = DualMatchingPlan(DRAVAE(20))
+    assert whole.weight_decay > 0
+    for name in PLAYERS[1:]:
+        module = DRAVAE(20)
+        next(getattr(module, name).parameters()).requires_grad_(False)
+        plan = DualMatchingPlan(module, latent_weight=3.0, data_weight=2.0)
+        weights = {"latent_discriminator": plan.latent_weight}
+        weights["data_discriminator"] = plan.data_weight
+        other = next(one for one in weights if one != name)
+        assert weights[name] == 0.0
+        assert weights[other] == {PLAYERS[1]: 3.0, PLAYERS[2]: 2.0}[other]
+        assert name not in plan.parameter_groups()
+        assert plan.weight_decay == 0.0
+        assert DualMatchingPlan(module, weight_decay=0.1).weight_decay == 0.1
+
+
+def test_groups_of_a_compiled_module_are_the_same() -> None:
+    module = DRAVAE(20)
+    plan = DualMatchingPlan(module)
+    names = {id(p): n for n, p in module.named_parameters()}
+    expected = {k: [names[id(p)] for p in v] for k, v in plan.parameter_groups().items()}
+    plan.module = torch.nn.ModuleDict({"_orig_mod": module})
+    found = {k: [names[id(p)] for p in v] for k, v in plan.parameter_groups().items()}
+    assert found == expected
+
+
+@pytest.mark.parametrize("algorithm", [None, "norm", "value"])
+def test_clipping_is_by_norm_or_by_value(algorithm: str | None) -> None:
+    first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": [second]}], lr=0.1)
+    for own, given, limit in ((None, 0.5, 0.5), (0.5, None, 0.5), (9.0, 0.5, 0.5)):
+        first.grad, second.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.1, -0.2])
+        plan = DualMatchingPlan(DRAVAE(20), gradient_clip_val=own)
+        plan.configure_gradient_clipping(optimizer, given, algorithm)
+        clipped = [limit, limit] if algorithm == "value" else [0.6 * limit, 0.8 * limit]
+        assert first.grad.tolist() == pytest.approx(clipped, rel=1e-4)
+        assert second.grad.tolist() == pytest.approx([0.1, -0.2])
+
+
+def test_without_a_limit_nothing_is_clipped() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.tensor([1e9])
+    plan = DualMatchingPlan(DRAVAE(20))
+    plan.configure_gradient_clipping(torch.optim.SGD([parameter], lr=0.1))
+    assert parameter.grad.item() == 1e9
