@@ -37,6 +37,10 @@ MIN_DATA_CELLS = 32
 FLAT_N_LATENT = 2
 
 
+def _alone(scores: Tensor) -> Tensor:
+    return scores
+
+
 class DRAVAE(VAE):
     """Adversarial variational autoencoder with dual matching (AVAE-DM).
 
@@ -403,7 +407,7 @@ class DRAVAE(VAE):
         generative_outputs: dict[str, Any],
         latent_weight: float = 1.0,
         data_weight: float = 1.0,
-        world_size: int = 1,
+        gather: Callable[[Tensor], Tensor] = _alone,
     ) -> dict[str, Tensor]:
         """Both divergences of dual matching, with the gradient of a two-player game.
 
@@ -424,27 +428,30 @@ class DRAVAE(VAE):
             λ_z, weight for the autoencoder of the divergence of codes from the prior.
         data_weight
             λ_x, weight for the autoencoder of the divergence of reconstructions from the data.
-        world_size
-            Number of processes that train together, each on a minibatch of its own.
+        gather
+            From the scores of this minibatch to those of all that are trained on together.
 
         Returns
         -------
         `"latent_divergence"` and `"data_divergence"` in nats, as far as their weights are not 0.
         """
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
-        estimate = DIVERGENCES[self.divergence]
+
+        def estimate(h_real: Tensor, h_fake: Tensor) -> Tensor:
+            return DIVERGENCES[self.divergence](gather(h_real), gather(h_fake))
+
         terms = {}
         if latent_weight:
             z = inference_outputs[MODULE_KEYS.Z_KEY]
             prior_z = self.z_encoder.z_transformation(self.prior.sample(len(z)))
             score = partial(self.latent_discriminator, batch_index=batch_index)
             z = scale_gradient(z, -latent_weight)
-            terms["latent_divergence"] = estimate(score(prior_z), score(z), world_size)
+            terms["latent_divergence"] = estimate(score(prior_z), score(z))
         if data_weight:
             x, x_hat = self._expression(tensors, generative_outputs)
             score = partial(self.data_discriminator, batch_index=batch_index[: len(x)])
             x_hat = scale_gradient(x_hat, -data_weight)
-            terms["data_divergence"] = estimate(score(x), score(x_hat), world_size)
+            terms["data_divergence"] = estimate(score(x), score(x_hat))
         return terms
 
     def _expression(
