@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from dra_scvi._exceptions import TrainingDivergedError
+from dra_scvi._matching import scale_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -131,31 +131,30 @@ def _keep_early_stopping(settings: dict[str, Any]) -> None:
         settings.setdefault("check_val_every_n_epoch", 1)
 
 
-def log_mean_exp(values: Tensor, world_size: int = 1) -> Tensor:
-    r"""Return :math:`\ln \tfrac1n \sum_i e^{v_i}` over the minibatches of all processes.
+def gathered_scores(scores: Tensor, trainer: Trainer) -> Tensor:
+    """Return the scores of all processes, in one row, as if one process had made them all.
 
-    Averaging over processes, which is what DDP does with gradients, gives the gradient of a mean,
-    but not that of the logarithm of one. Here the other processes' sums are constants, and the
-    gradient is multiplied by the number of processes, by which DDP will divide.
+    A loss of all the scores is the same in every process. DDP takes the mean of its gradients,
+    each of which knows the way to the scores of one process only: these are multiplied by the
+    number of processes here, and the mean becomes the sum.
 
     Parameters
     ----------
-    values
-        Those of this process, shape ``(n_cells,)``.
-    world_size
-        Number of processes that call this together.
+    scores
+        Those of this process, shape ``(n_cells,)``, as many as in every other.
+    trainer
+        Trainer of the processes.
+
+    Returns
+    -------
+    Shape ``(n_processes * n_cells,)``.
     """
-    total, log_count = torch.logsumexp(values, 0), math.log(values.numel())
-    if world_size == 1:
-        return total - log_count
-    mine = torch.stack([total.detach(), torch.full_like(total, log_count)])
-    rows = [torch.empty_like(mine) for _ in range(world_size)]
-    distributed.all_gather(rows, mine)
-    totals, log_counts = torch.stack(rows).unbind(1)
-    value = torch.logsumexp(totals, 0)
-    # equal to `value`; its derivative is the share of this process in the sum, times all processes
-    share = world_size * torch.exp(totals[distributed.get_rank()] - value)
-    return value + share * (total - total.detach()) - torch.logsumexp(log_counts, 0)
+    if trainer.world_size == 1:
+        return scores
+    rows = [torch.empty_like(scores) for _ in range(trainer.world_size)]
+    distributed.all_gather(rows, scores.detach().contiguous())
+    rows[trainer.global_rank] = scale_gradient(scores, trainer.world_size)
+    return torch.cat(rows)
 
 
 def share_buffers(module: torch.nn.Module, trainer: Trainer) -> None:

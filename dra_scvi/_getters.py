@@ -164,7 +164,7 @@ class GetterMixin(SCVI):
         log-normalised profiles that codes predict (:func:`~dra_scvi._axes.expression_axes`), in
         order, their lengths tempered (:func:`~dra_scvi._axes.tempered`).
         ``DRA(adata, n_neighbors=0)`` leaves the first step out; ``return_dist=True`` gives q(z|x)
-        itself, in the coordinates of the decoder, and ``model.module.embed`` makes the former of
+        itself, in the coordinates of the decoder, and ``model.module.embedding`` makes the former of
         the latter.
 
         Counts in memory are encoded in large minibatches, without drawing codes.
@@ -220,7 +220,7 @@ class GetterMixin(SCVI):
             codes = codes if return_dist else codes[0]
         if return_dist or not self._uses_code_axes or not isinstance(self.module, DRAVAE):
             return codes
-        return self.module.embed(torch.from_numpy(codes), average=give_mean).cpu().numpy()
+        return self.module.embedding(torch.from_numpy(codes), average=give_mean).cpu().numpy()
 
     def _posterior(
         self, rows: dict[str, Rows], cells: NDArray[np.int64], batch_size: int

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from dra_scvi._distributed import log_mean_exp
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
 
-def bhattacharyya(h_real: Tensor, h_fake: Tensor, world_size: int = 1) -> Tensor:
+def bhattacharyya(h_real: Tensor, h_fake: Tensor) -> Tensor:
     r"""Variational lower bound of the Bhattacharyya distance.
 
     With :math:`BC(p, q) = \int \sqrt{pq}`, for every function :math:`h`,
@@ -33,8 +31,6 @@ def bhattacharyya(h_real: Tensor, h_fake: Tensor, world_size: int = 1) -> Tensor
         Discriminator output on samples of `p`, shape ``(n_cells,)``.
     h_fake
         Discriminator output on samples of `q`, shape ``(n_cells,)``.
-    world_size
-        Number of processes that train together: the means are over the samples of all.
 
     Returns
     -------
@@ -52,12 +48,14 @@ def bhattacharyya(h_real: Tensor, h_fake: Tensor, world_size: int = 1) -> Tensor
     >>> bhattacharyya(torch.zeros(4), torch.zeros(4)).item()
     0.0
     """
-    log_mean_real = log_mean_exp(-h_real, world_size)
-    log_mean_fake = log_mean_exp(h_fake, world_size)
-    return math.log(2.0) - torch.logaddexp(log_mean_real, log_mean_fake)
+    return math.log(2.0) - torch.logaddexp(_log_mean_exp(-h_real), _log_mean_exp(h_fake))
 
 
-def jensen_shannon(h_real: Tensor, h_fake: Tensor, world_size: int = 1) -> Tensor:
+def _log_mean_exp(values: Tensor) -> Tensor:
+    return torch.logsumexp(values, 0) - math.log(values.numel())
+
+
+def jensen_shannon(h_real: Tensor, h_fake: Tensor) -> Tensor:
     r"""Variational lower bound of the Jensen-Shannon divergence.
 
     .. math:: JS(p, q) \ge \ln 2 + \tfrac12 E_p[\ln \sigma(h)] + \tfrac12 E_q[\ln \sigma(-h)],
@@ -70,8 +68,6 @@ def jensen_shannon(h_real: Tensor, h_fake: Tensor, world_size: int = 1) -> Tenso
         Discriminator output on samples of `p`, shape ``(n_cells,)``.
     h_fake
         Discriminator output on samples of `q`, shape ``(n_cells,)``.
-    world_size
-        Not needed: the mean over processes, which their trainer takes, is a mean over samples.
 
     Returns
     -------
@@ -90,7 +86,7 @@ def jensen_shannon(h_real: Tensor, h_fake: Tensor, world_size: int = 1) -> Tenso
     return math.log(2.0) + 0.5 * (logsigmoid(h_real).mean() + logsigmoid(-h_fake).mean())
 
 
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bhattacharyya": bhattacharyya,
     "jensen-shannon": jensen_shannon,
 }

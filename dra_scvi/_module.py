@@ -14,11 +14,10 @@ from scvi.module.base import LossOutput, auto_move_data
 from torch.distributions import Poisson, kl_divergence
 from torch.func import functional_call
 
-from dra_scvi._axes import expression_axes, tempered
 from dra_scvi._compat import MODULE_KEYS
+from dra_scvi._embedding import Embedding, with_present_names
 from dra_scvi._likelihood import count_log_prob, log_counts, log_expression
 from dra_scvi._matching import DIVERGENCES, scale_gradient
-from dra_scvi._neighborhood import Neighborhood
 from dra_scvi._networks import Discriminator, set_decoder_widths, set_widths
 from dra_scvi._priors import PRIORS, MixturePrior, NormalPrior, Prior, default_prior
 
@@ -51,6 +50,10 @@ def hidden_widths(n_hidden: int | Sequence[int], n_layers: int | None, n_latent:
     if n_layers is None:
         n_layers = 2 if n_latent <= FLAT_N_LATENT else 1
     return [int(n_hidden)] * n_layers
+
+
+def _alone(scores: Tensor) -> Tensor:
+    return scores
 
 
 class DRAVAE(VAE):
@@ -108,7 +111,7 @@ class DRAVAE(VAE):
     n_hidden_discriminator
         Width of each hidden layer of both discriminators.
     n_neighbors
-        Training cells around a code, to whose mean :meth:`embed` moves it; 0 for none.
+        Training cells around a code, to whose mean :attr:`embedding` moves it; 0 for none.
     **vae_kwargs
         Further arguments of :class:`~scvi.module.VAE`.
 
@@ -166,9 +169,7 @@ class DRAVAE(VAE):
             set_decoder_widths(self.decoder, widths[::-1])
         self.prior = _make_prior(prior, n_latent, latent_distribution, n_components, prior_anchor)
         self.divergence = _choose(DIVERGENCES, "divergence", divergence)
-        self.code_axes: Tensor
-        self.register_buffer("code_axes", torch.eye(n_latent))
-        self.neighborhood = Neighborhood(n_latent, n_neighbors)
+        self.embedding = Embedding(n_latent, n_neighbors)
         make = self._discriminator_cls
         self.latent_discriminator = make(n_latent, n_hidden_discriminator, n_batch)
         self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)
@@ -219,12 +220,10 @@ class DRAVAE(VAE):
         return encoder(torch.cat(inputs, -1) if len(inputs) > 1 else log_x, *categories)
 
     def calibrate(self, minibatches: Iterable[dict[str, Tensor]]) -> bool:
-        """Take what :meth:`embed` goes by from some cells.
+        """Fit :attr:`embedding` to some cells.
 
-        :attr:`neighborhood` learns from their codes, :attr:`code_axes` are the axes of the
-        expression that their codes predict, their lengths tempered. Expression is
-        ``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, the scale of log-normalised
-        counts, or the mean under a normal likelihood.
+        Expression is ``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, the scale of
+        log-normalised counts, or the mean under a normal likelihood.
 
         Parameters
         ----------
@@ -247,34 +246,11 @@ class DRAVAE(VAE):
                 batch = tensors[REGISTRY_KEYS.BATCH_KEY].view(-1)
                 parts.append([part.cpu() for part in (z, expression, qz.loc, batch)])
             whole = [torch.cat(part) for part in zip(*parts, strict=True)]
-        is_finite = all(bool(torch.isfinite(part).all()) for part in whole)
-        if is_finite:
-            samples, expression, means, batches = whole
-            self.neighborhood.fit(means, batches)
-            averages = self.neighborhood(means.to(self.code_axes)).to(means)
-            axes = expression_axes(samples, expression, averages, batches)
-            self.code_axes.copy_(tempered(axes, averages, batches))
-        return is_finite
+        return self.embedding.fit(*whole)
 
-    @torch.inference_mode()
-    def embed(self, codes: Tensor, average: bool = True) -> Tensor:
-        """Put codes, shape ``(n_cells, n_latent)``, where distances mean most.
-
-        Parameters
-        ----------
-        codes
-            Codes in the coordinates of the decoder.
-        average
-            Whether to move them to the mean of the codes of similar training cells
-            (:class:`~dra_scvi._neighborhood.Neighborhood`), before they are put on
-            :attr:`code_axes`.
-
-        Returns
-        -------
-        Shape ``(n_cells, n_latent)``.
-        """
-        codes = codes.to(self.code_axes)
-        return (self.neighborhood(codes) if average else codes) @ self.code_axes
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        with_present_names(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def gene_weight(self) -> Tensor:
@@ -417,7 +393,7 @@ class DRAVAE(VAE):
         generative_outputs: dict[str, Any],
         latent_weight: float = 1.0,
         data_weight: float = 1.0,
-        world_size: int = 1,
+        gather: Callable[[Tensor], Tensor] = _alone,
     ) -> dict[str, Tensor]:
         """Both divergences of dual matching, with the gradient of a two-player game.
 
@@ -438,27 +414,30 @@ class DRAVAE(VAE):
             λ_z, weight for the autoencoder of the divergence of codes from the prior.
         data_weight
             λ_x, weight for the autoencoder of the divergence of reconstructions from the data.
-        world_size
-            Number of processes that train together, each on a minibatch of its own.
+        gather
+            From the scores of this minibatch to those of all that are trained on together.
 
         Returns
         -------
         `"latent_divergence"` and `"data_divergence"` in nats, as far as their weights are not 0.
         """
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
-        estimate = DIVERGENCES[self.divergence]
+
+        def estimate(h_real: Tensor, h_fake: Tensor) -> Tensor:
+            return DIVERGENCES[self.divergence](gather(h_real), gather(h_fake))
+
         terms = {}
         if latent_weight:
             z = inference_outputs[MODULE_KEYS.Z_KEY]
             prior_z = self.z_encoder.z_transformation(self.prior.sample(len(z)))
             score = partial(self.latent_discriminator, batch_index=batch_index)
             z = scale_gradient(z, -latent_weight)
-            terms["latent_divergence"] = estimate(score(prior_z), score(z), world_size)
+            terms["latent_divergence"] = estimate(score(prior_z), score(z))
         if data_weight:
             x, x_hat = self._expression(tensors, generative_outputs)
             score = partial(self.data_discriminator, batch_index=batch_index[: len(x)])
             x_hat = scale_gradient(x_hat, -data_weight)
-            terms["data_divergence"] = estimate(score(x), score(x_hat), world_size)
+            terms["data_divergence"] = estimate(score(x), score(x_hat))
         return terms
 
     def _expression(

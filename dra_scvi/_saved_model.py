@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dra_scvi._embedding import with_present_names
 from dra_scvi._exceptions import UntrustedModelError
 from dra_scvi._hdf5_links import check_links
 from dra_scvi._hdf5_probe import check_hdf5
@@ -234,6 +235,7 @@ def _check_model(content: Any, shown: Path) -> None:
     weights.pop("pyro_param_store", None)
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise fault
+    with_present_names(weights)
     method = registry.get("setup_method_name", _METHODS[0])
     if method not in _METHODS:
         raise ValueError(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from dra_scvi._distributed import failing_together, share_buffers, share_state
+from dra_scvi._distributed import (
+    failing_together,
+    gathered_scores,
+    share_buffers,
+    share_state,
+)
 from dra_scvi._divergence import refused_as_diverged
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._priors import MixturePrior
@@ -145,7 +151,7 @@ class DualMatchingPlan(ResumablePlan):
             generative,
             self.latent_weight,
             self.data_weight,
-            self.trainer.world_size,
+            partial(gathered_scores, trainer=self.trainer),
         )
         self._record(output, divergences, batch_idx)
         if self._prior_starts_after_this_epoch:

@@ -105,11 +105,11 @@ def test_differences_between_batches_do_not_count() -> None:
 def test_codes_are_the_means_on_the_axes(adata: AnnData) -> None:
     DRA.setup_anndata(adata, batch_key="batch")
     model = DRA(adata, n_latent=4, n_neighbors=0)
-    assert torch.equal(model.module.code_axes, torch.eye(4))
+    assert torch.equal(model.module.embedding.axes, torch.eye(4))
     torch.manual_seed(0)
     model.train(2, **QUIET)
     means, _ = model.get_latent_representation(return_dist=True)
-    axes = model.module.code_axes
+    axes = model.module.embedding.axes
     expected = torch.from_numpy(means) @ axes
     np.testing.assert_allclose(model.get_latent_representation(), expected, rtol=1e-5)
     assert not np.allclose(axes, np.eye(4))
@@ -120,13 +120,13 @@ def test_axes_are_saved_and_need_no_random_numbers(adata: AnnData, tmp_path: obj
     model = DRA(adata, n_latent=4)
     model.train(2, **QUIET)
     state = torch.get_rng_state()
-    axes = model.module.code_axes.clone()
+    axes = model.module.embedding.axes.clone()
     model._calibrate()
-    assert torch.equal(model.module.code_axes, axes)
+    assert torch.equal(model.module.embedding.axes, axes)
     assert torch.equal(torch.get_rng_state(), state)
     model.save(f"{tmp_path}/model")
     loaded = DRA.load(f"{tmp_path}/model", adata)
-    assert torch.equal(loaded.module.code_axes, axes)
+    assert torch.equal(loaded.module.embedding.axes, axes)
 
 
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson", "normal"])
@@ -134,8 +134,8 @@ def test_every_likelihood_has_axes(adata: AnnData, likelihood: str) -> None:
     DRA.setup_anndata(adata, batch_key="batch")
     model = DRA(adata, n_latent=3, gene_likelihood=likelihood)
     model.train(1, **QUIET)
-    assert model.module.code_axes.isfinite().all()
-    assert np.linalg.matrix_rank(model.module.code_axes.numpy()) == 3
+    assert model.module.embedding.axes.isfinite().all()
+    assert np.linalg.matrix_rank(model.module.embedding.axes.numpy()) == 3
 
 
 def test_differential_abundance_stays_in_the_coordinates_of_the_decoder(adata: AnnData) -> None:
@@ -144,7 +144,7 @@ def test_differential_abundance_stays_in_the_coordinates_of_the_decoder(adata: A
     model.train(1, **QUIET)
     model.differential_abundance(adata, sample_key="batch")
     before = adata.obsm["da_log_probs"].copy()
-    model.module.code_axes.mul_(100.0)
+    model.module.embedding.axes.mul_(100.0)
     model.differential_abundance(adata, sample_key="batch")
     np.testing.assert_allclose(adata.obsm["da_log_probs"], before, rtol=1e-6)
     assert model._uses_code_axes

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -26,7 +27,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, datasets, metrics, tl
-from dra_scvi._distributed import log_mean_exp, trainer_settings
+from dra_scvi._distributed import gathered_scores, trainer_settings
+from dra_scvi._matching import DIVERGENCES
 
 N_GENES, EPOCHS = 60, 40
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
@@ -157,16 +159,21 @@ def resumed(folder: Path) -> dict[str, Any]:
 def gradients(_: Path) -> dict[str, Any]:
     """Hold the mean gradient of all processes against that of one with all samples."""
     weight = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
-    samples = torch.randn(2, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    part = log_mean_exp(samples[RANK] @ weight, WORLD)
-    (mine,) = torch.autograd.grad(part, weight)
-    distributed.all_reduce(mine)
-    whole = log_mean_exp(samples.flatten(0, 1) @ weight)
-    (expected,) = torch.autograd.grad(whole, weight)
-    return {
-        "value": abs(part.item() - whole.item()),
-        "gradient": float((mine / WORLD - expected).abs().max()),
-    }
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, 2, 6, 2, dtype=torch.float64, generator=generator)
+    trainer = SimpleNamespace(world_size=WORLD, global_rank=RANK)
+    found = {}
+    for name, divergence in DIVERGENCES.items():
+        part = divergence(*(gathered_scores(x[RANK] @ weight, trainer) for x in (real, fake)))
+        (mine,) = torch.autograd.grad(part, weight)
+        distributed.all_reduce(mine)
+        whole = divergence(*(x.flatten(0, 1) @ weight for x in (real, fake)))
+        (expected,) = torch.autograd.grad(whole, weight)
+        found[name] = {
+            "value": abs(part.item() - whole.item()),
+            "gradient": float((mine / WORLD - expected).abs().max()),
+        }
+    return found
 
 
 # -- the tests: in a process that is none of these --------------------------------------------
@@ -269,8 +276,10 @@ def test_the_divergence_of_all_processes_has_the_gradient_of_one(
     found: list[dict[str, Any]],
 ) -> None:
     for part in found:
-        assert part["gradients"]["value"] < 1e-12
-        assert part["gradients"]["gradient"] < 1e-12
+        assert set(part["gradients"]) == {"bhattacharyya", "jensen-shannon"}
+        for error in part["gradients"].values():
+            assert error["value"] < 1e-12
+            assert error["gradient"] < 1e-12
 
 
 def test_the_command_line_on_two_devices(tmp_path: Path) -> None:

@@ -247,9 +247,9 @@ def test_codes_are_moved_then_put_on_the_axes(adata: AnnData) -> None:
     model.train(2, **QUIET)
     means, _ = model.get_latent_representation(return_dist=True)
     module = model.module
-    expected = module.neighborhood(torch.from_numpy(means)) @ module.code_axes
+    expected = module.embedding.neighborhood(torch.from_numpy(means)) @ module.embedding.axes
     np.testing.assert_allclose(model.get_latent_representation(), expected, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(expected, means @ module.code_axes.numpy(), rtol=1e-3)
+    assert not np.allclose(expected, means @ module.embedding.axes.numpy(), rtol=1e-3)
 
 
 def test_each_code_is_its_own_whoever_else_is_embedded(adata: AnnData) -> None:
@@ -267,7 +267,7 @@ def test_a_code_that_is_drawn_is_not_moved(adata: AnnData) -> None:
     model.train(2, **QUIET)
     torch.manual_seed(0)
     drawn = model.get_latent_representation(give_mean=False)
-    model.module.neighborhood.weights.zero_()
+    model.module.embedding.neighborhood.weights.zero_()
     torch.manual_seed(0)
     np.testing.assert_array_equal(model.get_latent_representation(give_mean=False), drawn)
 
@@ -277,7 +277,7 @@ def test_no_neighbours_leave_the_means_on_the_axes(adata: AnnData) -> None:
     model = DRA(adata, n_latent=4, n_neighbors=0)
     model.train(2, **QUIET)
     means, _ = model.get_latent_representation(return_dist=True)
-    expected = torch.from_numpy(means) @ model.module.code_axes
+    expected = torch.from_numpy(means) @ model.module.embedding.axes
     np.testing.assert_allclose(model.get_latent_representation(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -287,8 +287,10 @@ def test_what_was_learned_is_saved(adata: AnnData, tmp_path: object) -> None:
     model.train(2, **QUIET)
     model.save(f"{tmp_path}/model")
     loaded = DRA.load(f"{tmp_path}/model", adata)
-    assert torch.equal(loaded.module.neighborhood.weights, model.module.neighborhood.weights)
-    assert model.module.neighborhood.weights.abs().max() > 0
+    assert torch.equal(
+        loaded.module.embedding.neighborhood.weights, model.module.embedding.neighborhood.weights
+    )
+    assert model.module.embedding.neighborhood.weights.abs().max() > 0
 
 
 def test_a_state_of_an_earlier_version_has_none(adata: AnnData) -> None:
@@ -297,7 +299,7 @@ def test_a_state_of_an_earlier_version_has_none(adata: AnnData) -> None:
     state = module.state_dict()
     earlier = {key: value for key, value in state.items() if not key.startswith("neighborhood.")}
     module.load_state_dict(earlier)
-    assert not module.neighborhood.weights.any()
+    assert not module.embedding.neighborhood.weights.any()
 
 
 def test_the_weight_of_the_code_itself_and_the_centres_are_as_documented() -> None:
