@@ -20,8 +20,8 @@ from tests.benchmarks import figure
 matplotlib.use("Agg")
 
 ROOT = Path(__file__).parents[1]
-FILES = [ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md"]
-FILES += [*(ROOT / ".docs").glob("*.md"), *(ROOT / ".docs" / "api").glob("*.md")]
+FOLDERS = (ROOT / ".github", ROOT / ".docs", ROOT / ".docs" / "api")
+FILES = [ROOT / "README.md", *(path for folder in FOLDERS for path in folder.glob("*.md"))]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted(FILES)}
 README = PAGES["README.md"]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -163,14 +163,16 @@ def test_readme_begins_with_two_commands() -> None:
     first, second, *_ = blocks(README, "bash")
     assert commands(first) == [["pip", "install", "."], ["dra-scvi", "demo"]]
     assert commands(second) == [["pip", "install", ".[test]"], ["python", "-m", "pytest"]]
-    ran = [
-        part.split()
-        for line in (ROOT / ".ci" / "run").read_text().splitlines()
-        if not line.startswith("#")
-        for part in line.replace(" --quiet", "").split(" && ")
+
+
+def test_continuous_integration_runs_the_test_command() -> None:
+    script = ROOT / ".ci" / "run"
+    if not script.exists():
+        pytest.skip("an sdist has no .ci")
+    lines = [line for line in script.read_text().splitlines() if not line.startswith("#")]
+    assert 'pip install ".[test]" && python -m pytest' in [
+        line.replace(" --quiet", "").strip() for line in lines
     ]
-    assert ["pip", "install", '".[test]"'] in ran
-    assert ["python", "-m", "pytest"] in ran
 
 
 def test_numbers_of_the_readme_are_those_of_the_stored_rows() -> None:
