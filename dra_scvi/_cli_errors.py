@@ -6,6 +6,7 @@ import ast
 import errno
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -17,7 +18,15 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Program", "Unfinished", "exit_code", "in_options", "is_first_process", "one_line"]
+__all__ = [
+    "Program",
+    "Unfinished",
+    "close_stdout",
+    "exit_code",
+    "in_options",
+    "is_first_process",
+    "one_line",
+]
 
 PROGRAM = "dra-scvi"
 BUG = 1
@@ -97,8 +106,8 @@ class Program(click.Group):
         try:
             code = super().main(*args, **kwargs)
         except SystemExit as end:
-            if _has_lost_reader(end):
-                _close_stdout()
+            if end.code == BUG and _has_lost_reader():  # of the help; figures see to it themselves
+                close_stdout()
                 sys.exit(0)
             raise
         except Exception as error:  # noqa: BLE001 - the one place where errors become exit codes
@@ -222,17 +231,17 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _has_lost_reader(end: SystemExit) -> bool:
-    """Whether click ends the program since nobody reads on, as after ``| head``."""
-    error = end.__context__
-    return isinstance(error, OSError) and error.errno == errno.EPIPE
+def _has_lost_reader() -> bool:
+    """Whether nobody reads standard output any more, as after ``| head``."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(1, select.POLLERR)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
-def _close_stdout() -> None:
+def close_stdout() -> None:
     """Let the interpreter, which flushes at its end, find nothing to complain about."""
     null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            os.dup2(null, stream.fileno())
-        except (AttributeError, OSError, ValueError):
-            continue
+    os.dup2(null, 1)
+    os.close(null)

@@ -6,6 +6,8 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dra_scvi._cli_errors import close_stdout
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -29,7 +31,12 @@ class Result(NamedTuple):
 
 def finish(name: str, result: Result, common: Common) -> None:
     """Show what was found, and raise what has failed without keeping the rest from it."""
-    _emit(name, result, common)
+    try:
+        _emit(name, result, common)
+    except (BrokenPipeError, SystemExit) as error:  # rich ends the program for the same reason
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        close_stdout()  # nobody reads on, as after "| head": that is no failure
     if result.failure is not None:
         raise result.failure
     if result.at_end is not None:

@@ -24,6 +24,7 @@ from dra_scvi._drafts import (
 )
 from dra_scvi._h5ad_content import writable_copy
 from dra_scvi._patient_file import open_hdf5
+from dra_scvi._validation import named_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,8 +214,14 @@ def write_h5ad(adata: AnnData, path: str | Path, replace: bool = True) -> None:
     copy.strings_to_categoricals()
     if copy.raw is not None:
         copy.strings_to_categoricals(copy.raw.var)
+    parts = {"X": copy.X, "raw": copy.raw, "obs": copy.obs, "var": copy.var, "uns": dict(copy.uns)}
+    parts |= {name: dict(getattr(copy, name)) for name in ("obsm", "varm", "obsp", "varp")}
+    parts["layers"] = {key: copy.layers[key] for key in named_layers(copy)}
     with atomic_path(path, replace) as temporary, open_hdf5(temporary) as file:
-        write_elem(file, "/", copy)
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        for name, part in parts.items():
+            if part is not None:
+                write_elem(file, name, part)
 
 
 def write_json(payload: Any, path: str | Path, replace: bool = True) -> None:
