@@ -164,6 +164,15 @@ class NumbersField(NumericalJointObsField):
             _check_numbers(adata, self.registry_key, key)
         super().validate_field(adata)
 
+    def _combine_fields(self, adata: AnnData) -> None:
+        """Gather the columns; pandas cannot take those of foreign byte order."""
+        foreign = [k for k in self.attr_keys if not getattr(adata.obs[k].dtype, "isnative", True)]
+        if not foreign:
+            super()._combine_fields(adata)
+            return
+        columns = {key: adata.obs[key].astype(np.float64) for key in self.attr_keys}
+        adata.obsm[self.attr_key] = pd.DataFrame(columns, index=adata.obs_names)
+
 
 def _check_column(adata: AnnData, registry_key: str, key: str) -> pd.Series:
     """Return a column, once it is there and complete."""
