@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dra_scvi._benchmark_data import log_normalised
+from dra_scvi._genes import log_normalised
 from dra_scvi._validation import unknown_key
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The one-call scanpy step: register, train, embed."""
+"""The scanpy steps: variable genes; register, train and embed in one call."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from dra_scvi import presets
 from dra_scvi._checkpoint import InterruptCheckpoint, check_checkpoint
+from dra_scvi._genes import variable_genes
 from dra_scvi._model import DRA
 from dra_scvi._published import PublishedDRA
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-__all__ = ["dra"]
+__all__ = ["dra", "variable_genes"]
 
 
 def dra(
