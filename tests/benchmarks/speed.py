@@ -239,7 +239,7 @@ def scale(sizes: list[int]) -> None:
 
 
 def threads(repeats: int) -> None:
-    """Print what training and codes take with the threads that DRA chooses, and with given ones."""
+    """Print what training and codes take with the threads that DRA chooses, and with others."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     print("| cells | genes | threads | wall s | CPU s | wall / one | range | CPU / one | range |")
