@@ -7,26 +7,26 @@ import logging
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from dra_scvi import metrics
 from dra_scvi._validation import validate_counts, validate_keys
+from dra_scvi._variable_genes import bare_counts, log_normalised, select_genes
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scipy import sparse
 
-__all__ = ["Cells", "check_input", "log_normalised", "most_variable", "prepare"]
+__all__ = ["Cells", "check_input", "log_normalised", "prepare"]
 
 logger = logging.getLogger("dra_scvi")
 
 MIN_CELLS = 3
 N_COMPONENTS = 50
-TARGET_SUM = 1e4
 SUBSAMPLE_SEED = 0
 DIGEST_BYTES = 8
 
@@ -150,116 +150,19 @@ def prepare(
     >>> cells.counts.shape, cells.gene_selection
     ((90, 9), 'seurat_v3')
     """
-    counts = _bare_counts(adata, [label_key, batch_key], layer)
+    counts = bare_counts(adata, [label_key, batch_key], layer)
     if max_cells is not None and counts.n_obs > max_cells:
         rng = np.random.default_rng(SUBSAMPLE_SEED)
         chosen = np.sort(rng.choice(counts.n_obs, max_cells, replace=False))
         counts = counts[chosen].copy()
     counts = _without_empty(counts, name)
-    counts, gene_selection = _select_genes(counts, n_genes, batch_key, name)
+    counts, gene_selection = select_genes(counts, n_genes, batch_key, name)
     counts = _without_empty(counts, name)
     labels = _label_codes(counts.obs[label_key])
     batches = None if batch_key is None else _codes(counts.obs[batch_key])
     counts.obs = counts.obs[[] if batch_key is None else [batch_key]].copy()
     fingerprint = _fingerprint(counts.X, labels, batches)
     return Cells(counts, labels, batches, gene_selection, fingerprint)
-
-
-def log_normalised(counts: AnnData) -> AnnData:
-    """Return ln(1 + counts per 10,000), in a copy.
-
-    Parameters
-    ----------
-    counts
-        Raw counts.
-
-    Examples
-    --------
-    >>> from anndata import AnnData
-    >>> log_normalised(AnnData(np.array([[1.0, 3.0]]))).X.round(2).tolist()
-    [[7.82, 8.92]]
-    """
-    import scanpy as sc
-
-    logs = counts.copy()
-    sc.pp.normalize_total(logs, target_sum=TARGET_SUM)
-    sc.pp.log1p(logs)
-    return logs
-
-
-def variable_genes(
-    adata: AnnData, n_genes: int, batch_key: str | None = None, layer: str | None = None
-) -> list[str]:
-    """Name the genes that vary most, by `seurat_v3`, or by variance where that is not possible.
-
-    Parameters
-    ----------
-    adata
-        Raw counts of ``(n_cells, n_genes)``.
-    n_genes
-        Number of genes to name.
-    batch_key
-        Column of ``adata.obs`` with batches, within which genes are ranked.
-    layer
-        Layer that holds the counts; `None` for ``adata.X``.
-
-    Examples
-    --------
-    >>> import dra_scvi
-    >>> len(variable_genes(dra_scvi.datasets.synthetic(n_cells=90, n_genes=30), n_genes=9))
-    9
-    """
-    counts = _bare_counts(adata, [batch_key], layer)
-    return list(_select_genes(counts, n_genes, batch_key, "input")[0].var_names)
-
-
-def most_variable(matrix: sparse.csr_matrix, n_genes: int) -> NDArray[np.bool_]:
-    """Tell which columns have the highest variance, the first ones among equals.
-
-    Parameters
-    ----------
-    matrix
-        Values of ``(n_cells, n_genes)``.
-    n_genes
-        Number of columns to choose.
-
-    Examples
-    --------
-    >>> most_variable(sparse.csr_matrix([[0.0, 1.0, 4.0], [0.0, 2.0, 0.0]]), 2).tolist()
-    [False, True, True]
-    """
-    from sklearn.utils.sparsefuncs import mean_variance_axis
-
-    _, variance = mean_variance_axis(matrix.astype(np.float64), axis=0)
-    chosen = np.zeros(matrix.shape[1], dtype=bool)
-    chosen[np.argsort(-variance, kind="stable")[:n_genes]] = True
-    return chosen
-
-
-def _bare_counts(adata: AnnData, columns: list[str | None], layer: str | None) -> AnnData:
-    import anndata
-    import pandas as pd
-
-    matrix = adata.X if layer is None else adata.layers[layer]
-    names = list(dict.fromkeys(name for name in columns if name is not None))
-    return anndata.AnnData(
-        X=_csr(matrix),
-        obs=adata.obs[names].copy(),
-        var=pd.DataFrame(index=adata.var_names),
-    )
-
-
-def _csr(matrix: Any) -> sparse.csr_matrix:
-    """Copy a matrix of any kind to canonical CSR."""
-    for read in ("compute", "to_memory"):
-        if hasattr(matrix, read):
-            matrix = getattr(matrix, read)()
-    if not sparse.issparse(matrix):
-        matrix = np.asarray(matrix)
-    copied = sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
-    copied.sum_duplicates()
-    copied.eliminate_zeros()
-    return copied
 
 
 def _without_empty(counts: AnnData, name: str) -> AnnData:
@@ -274,37 +177,6 @@ def _without_empty(counts: AnnData, name: str) -> AnnData:
         stacklevel=1,
     )
     return counts[occupied].copy()
-
-
-def _select_genes(
-    counts: AnnData, n_genes: int | None, batch_key: str | None, name: str
-) -> tuple[AnnData, str]:
-    """Keep variable genes, and say how they were found."""
-    if n_genes is None or n_genes >= counts.n_vars:
-        return counts, "all"
-    import scanpy as sc
-
-    try:
-        ranked = sc.pp.highly_variable_genes(
-            counts, flavor="seurat_v3", n_top_genes=n_genes, batch_key=batch_key, inplace=False
-        )
-        chosen = ranked.loc[counts.var_names, "highly_variable"].to_numpy(dtype=bool)
-        how = "seurat_v3"
-    except (ImportError, ValueError) as error:
-        warnings.warn(
-            f"{name}: seurat_v3 cannot rank the genes ({_first_line(error)}); the {n_genes} of "
-            "highest variance in log-normalised counts are taken instead.",
-            UserWarning,
-            stacklevel=1,
-        )
-        chosen, how = most_variable(log_normalised(counts).X, n_genes), "variance"
-    logger.info("%s: kept %d of %d genes, by %s", name, chosen.sum(), counts.n_vars, how)
-    return counts[:, chosen].copy(), how
-
-
-def _first_line(error: Exception) -> str:
-    lines = [type(error).__name__, *str(error).strip().splitlines()]
-    return ": ".join(lines[:2])
 
 
 def _label_codes(column: pd.Series) -> NDArray[np.int64]:

@@ -147,24 +147,6 @@ def _own_log(common: Common) -> Iterator[None]:
         logger.propagate = propagate
 
 
-@contextlib.contextmanager
-def _limited_threads(threads: int) -> Iterator[None]:
-    """Limit PyTorch, the BLAS libraries and numba."""
-    import numba
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, before[1]))
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        torch.set_num_threads(before[0])
-        numba.set_num_threads(before[1])
-
-
 def warn(text: str) -> None:
     """Say that something may be wrong."""
     _tell(f"{PROGRAM}: warning: {text}")
@@ -276,7 +258,9 @@ def _session(common: Common) -> Iterator[None]:
         if not common.quiet:
             stack.enter_context(_own_log(common))
         if common.threads is not None:
-            stack.enter_context(_limited_threads(common.threads))
+            from dra_scvi._threads import own_threads
+
+            stack.enter_context(own_threads(common.threads))
         _check_accelerator(common.accelerator)
         yield
 

@@ -165,7 +165,7 @@ def _check_trainable(adata: AnnData, request: TrainRequest) -> None:
 def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
     """Train on the counts of `adata`, and add what came of it."""
     from dra_scvi import tl
-    from dra_scvi._benchmark_data import variable_genes
+    from dra_scvi._variable_genes import variable_genes
 
     _announce(adata, request, common)
     work = bare(adata, request.layer, [request.batch_key] if request.batch_key else [])

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dra_scvi._benchmark_data import log_normalised
 from dra_scvi._validation import unknown_key
+from dra_scvi._variable_genes import log_normalised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

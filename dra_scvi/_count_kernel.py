@@ -36,7 +36,8 @@ _LN2 = math.log(2.0)
 # ln 2 as a sum whose first part has few bits, so that its product with a small integer is exact
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(_LN2 - 0.693359375)
-_MIN_CELLS_PER_THREAD = 16
+# less work than this takes no longer than waking a thread for it
+_MIN_ENTRIES_PER_THREAD = 32_768
 
 
 def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -319,7 +320,7 @@ def log_prob_and_derivatives(
             log_prob[cells], d_mu[cells], d_theta[cells], d_zi[inflated],
         )  # fmt: skip
 
-    _share(run, n_cells, n_threads)
+    _share(run, x.shape, n_threads)
     return log_prob, d_mu, d_theta, d_zi
 
 
@@ -370,7 +371,7 @@ def log_expression_and_derivatives(
             mu[cells], zi_logits[cells], scale[cells], value[cells], d_mu[cells], d_zi[cells]
         )
 
-    _share(run, len(mu), n_threads)
+    _share(run, mu.shape, n_threads)
     return value, d_mu, d_zi
 
 
@@ -475,7 +476,7 @@ def project_rows(
         fault = _project(*arrays, rows[part], log1p, weight, out[part])
         _refuse_fault(fault, rows[part], matrix)
 
-    _share(run, len(rows), n_threads)
+    _share(run, (len(rows), len(weight)), n_threads)
     return out
 
 
@@ -498,7 +499,7 @@ def log1p_counts(
     def run(cells: slice) -> None:
         _log1p_all(x[cells], scale[cells], out[cells])
 
-    _share(run, len(x), n_threads)
+    _share(run, x.shape, n_threads)
     return out
 
 
@@ -535,9 +536,10 @@ def _refuse_fault(position: int, rows: NDArray[np.integer], matrix: csr_matrix) 
     )
 
 
-def _share(run: Callable[[slice], None], n_cells: int, n_threads: int) -> None:
-    """Run over all cells, in several threads where there are enough."""
-    n_parts = max(1, min(n_threads, n_cells // _MIN_CELLS_PER_THREAD))
+def _share(run: Callable[[slice], None], shape: tuple[int, ...], n_threads: int) -> None:
+    """Run over all cells of a matrix, in several threads where it is large enough."""
+    n_cells, n_genes = shape
+    n_parts = max(1, min(n_threads, n_cells, n_cells * n_genes // _MIN_ENTRIES_PER_THREAD))
     if n_parts == 1:
         run(slice(0, n_cells))
         return

@@ -27,6 +27,7 @@ from dra_scvi._count_kernel import gather_rows, project_rows
 from dra_scvi._distributed import Share
 from dra_scvi._likelihood import log_counts
 from dra_scvi._stored import is_stored, read_rows
+from dra_scvi._threads import kernel_threads
 from dra_scvi._validation import check_structure
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class SparseRows(Rows):
             index.numpy(),
             weight.detach().contiguous().numpy(),
             log1p,
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return torch.from_numpy(product)
 

@@ -164,8 +164,8 @@ class GetterMixin(SCVI):
         log-normalised profiles that codes predict (:func:`~dra_scvi._axes.expression_axes`), in
         order, their lengths tempered (:func:`~dra_scvi._axes.tempered`).
         ``DRA(adata, n_neighbors=0)`` leaves the first step out; ``return_dist=True`` gives q(z|x)
-        itself, in the coordinates of the decoder, and ``model.module.embedding`` makes the former of
-        the latter.
+        itself, in the coordinates of the decoder, and ``model.module.embedding`` makes the former
+        of the latter.
 
         Counts in memory are encoded in large minibatches, without drawing codes.
 

@@ -24,6 +24,7 @@ from dra_scvi._count_kernel import (
     log_expression_and_derivatives,
     log_prob_and_derivatives,
 )
+from dra_scvi._threads import kernel_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,7 +92,7 @@ class _KernelLogProb(torch.autograd.Function):
     ) -> Tensor:
         zi = None if zi_logits is None else _array(zi_logits)
         results = log_prob_and_derivatives(
-            _array(x), _array(mu), _array(theta), zi, torch.get_num_threads()
+            _array(x), _array(mu), _array(theta), zi, kernel_threads()
         )
         log_prob, *derivatives = (torch.from_numpy(array) for array in results)
         ctx.zero_inflated = zi_logits is not None
@@ -197,7 +198,7 @@ def log_counts(x: Tensor, scale: Tensor | None = None) -> Tensor:
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return torch.log1p(x if scale is None else x * scale)
     factors = torch.ones(len(x)) if scale is None else scale.float().view(-1)
-    return torch.from_numpy(log1p_counts(_array(x), _array(factors), torch.get_num_threads()))
+    return torch.from_numpy(log1p_counts(_array(x), _array(factors), kernel_threads()))
 
 
 def log_expression(mu: Tensor, zi_logits: Tensor | None, scale: Tensor) -> Tensor:
@@ -232,7 +233,7 @@ class _KernelLogExpression(torch.autograd.Function):
     def forward(ctx: Any, mu: Tensor, zi_logits: Tensor, scale: Tensor) -> Tensor:
         factors = _array(scale.float().view(-1))
         results = log_expression_and_derivatives(
-            _array(mu), _array(zi_logits), factors, torch.get_num_threads()
+            _array(mu), _array(zi_logits), factors, kernel_threads()
         )
         value, *derivatives = (torch.from_numpy(array) for array in results)
         ctx.save_for_backward(*derivatives)

@@ -38,6 +38,7 @@ from dra_scvi._neighborhood import evenly_spaced
 from dra_scvi._persistence import PersistenceMixin
 from dra_scvi._priors import default_prior
 from dra_scvi._registration import CountsManager
+from dra_scvi._threads import with_own_threads
 from dra_scvi._train_runner import TURNS, QuietRunner, interruptible
 from dra_scvi._training_plan import DualMatchingPlan
 from dra_scvi._transfer import TransferMixin
@@ -93,6 +94,23 @@ def default_max_epochs(
     return min(MAX_EPOCHS, round(longer * max(enough, eighth_of_scvi, MIN_EPOCHS)))
 
 
+@with_own_threads(
+    "differential_abundance",
+    "differential_expression",
+    "get_aggregated_posterior",
+    "get_batch_representation",
+    "get_elbo",
+    "get_feature_correlation_matrix",
+    "get_importance_weights",
+    "get_latent_library_size",
+    "get_latent_representation",
+    "get_likelihood_parameters",
+    "get_marginal_ll",
+    "get_normalized_expression",
+    "get_reconstruction_error",
+    "posterior_predictive_sample",
+    "train",
+)
 class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[misc]
     """Embed single cells with an adversarial variational autoencoder with dual matching (DR-A).
 

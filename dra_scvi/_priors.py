@@ -11,6 +11,8 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn.functional import logsigmoid, softplus
 
+from dra_scvi._threads import own_threads
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -212,7 +214,8 @@ class MixturePrior(Prior):
         if len(torch.unique(codes, dim=0)) < self.n_components:
             return
         seed = int(torch.randint(2**31 - 1, ()))
-        kmeans = KMeans(self.n_components, n_init=1, random_state=seed).fit(codes.numpy())
+        with own_threads():  # scikit-learn's pool may have been loaded just now
+            kmeans = KMeans(self.n_components, n_init=1, random_state=seed).fit(codes.numpy())
         labels = torch.as_tensor(kmeans.labels_, dtype=torch.long)
         members = torch.nn.functional.one_hot(labels, self.n_components).to(codes)
         sizes = members.sum(0)

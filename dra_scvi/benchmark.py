@@ -23,6 +23,7 @@ from dra_scvi._contenders import Contender, Embed, Embedded, Task, resolve
 from dra_scvi._exceptions import TrainingInterruptedError
 from dra_scvi._paired import summary
 from dra_scvi._parallel import check_ray, spread
+from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -378,7 +379,8 @@ def _measure(contender: Contender, cells: Cells, task: Task) -> _Measured:
     wall, cpu = time.perf_counter(), time.process_time()
     embedded, status = None, OK
     try:
-        embedded = contender.embed(counts, task)
+        with own_threads():
+            embedded = contender.embed(counts, task)
     except TrainingInterruptedError:
         raise
     except (ArithmeticError, RuntimeError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dra_scvi import datasets, metrics, pl, tl
 from dra_scvi._files import write_h5ad, write_json
+from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,8 @@ def _embed_pca(adata: AnnData, seed: int) -> None:
     logs = adata.copy()
     sc.pp.normalize_total(logs)
     sc.pp.log1p(logs)
-    sc.pp.pca(logs, n_comps=N_LATENT, random_state=seed)
+    with own_threads():
+        sc.pp.pca(logs, n_comps=N_LATENT, random_state=seed)
     adata.obsm["X_pca"] = logs.obsm["X_pca"]
 
 
@@ -94,7 +96,7 @@ def _embed_scvi(
     from scvi.model import SCVI
 
     cells = adata.copy()
-    with tl._seeded(seed):
+    with tl._seeded(seed), own_threads():
         SCVI.setup_anndata(cells)
         model = SCVI(cells, n_latent=N_LATENT)
         model.train(max_epochs=max_epochs, accelerator=accelerator, enable_progress_bar=progress)
@@ -131,8 +133,9 @@ def _add_umap(adata: AnnData, name: str, seed: int) -> None:
     from anndata import AnnData
 
     graph = AnnData(obsm={"embedding": adata.obsm[f"X_{name}"]})
-    sc.pp.neighbors(graph, use_rep="embedding", random_state=seed)
-    sc.tl.umap(graph, random_state=seed)
+    with own_threads():
+        sc.pp.neighbors(graph, use_rep="embedding", random_state=seed)
+        sc.tl.umap(graph, random_state=seed)
     adata.obsm[f"X_umap_{name}"] = graph.obsm["X_umap"]
 
 

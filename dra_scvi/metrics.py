@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._argument_kinds import check_number, matrix, one_per_cell
+from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -351,7 +352,8 @@ def _kmeans(
     from sklearn.cluster import KMeans
 
     model = KMeans(n_clusters=n_clusters, n_init=n_init, random_state=seed)
-    return model.fit_predict(points).astype(np.int64)
+    with own_threads():
+        return model.fit_predict(points).astype(np.int64)
 
 
 def _neighbor_graph(points: NDArray[np.floating], seed: int) -> AnnData:
@@ -362,7 +364,8 @@ def _neighbor_graph(points: NDArray[np.floating], seed: int) -> AnnData:
         raise ValueError(f"Leiden needs at least 3 cells, got {len(points)}.")
     graph = AnnData(obsm={"embedding": points})
     n_neighbors = min(_LEIDEN_NEIGHBORS, len(points) - 1)
-    sc.pp.neighbors(graph, n_neighbors=n_neighbors, use_rep="embedding", random_state=seed)
+    with own_threads():
+        sc.pp.neighbors(graph, n_neighbors=n_neighbors, use_rep="embedding", random_state=seed)
     return graph
 
 
@@ -390,7 +393,8 @@ def _silhouette(points: NDArray[np.floating], known: NDArray[np.int64], seed: in
         points, known = points[drawn], known[drawn]
     if not 2 <= _n_distinct(known) < len(points):
         return None
-    return float(silhouette_score(points, known))
+    with own_threads():
+        return float(silhouette_score(points, known))
 
 
 def _exact_neighbors(points: NDArray[np.floating], n_neighbors: int) -> Any:
@@ -398,7 +402,8 @@ def _exact_neighbors(points: NDArray[np.floating], n_neighbors: int) -> Any:
     from sklearn.neighbors import NearestNeighbors
 
     index = NearestNeighbors(n_neighbors=min(n_neighbors, len(points))).fit(points)
-    distances, indices = index.kneighbors(points)
+    with own_threads():
+        distances, indices = index.kneighbors(points)
     return NeighborsResults(indices=indices, distances=distances)
 
 

@@ -1,4 +1,4 @@
-"""The one-call scanpy step: register, train, embed."""
+"""The scanpy steps: variable genes; register, train and embed in one call."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from dra_scvi._checkpoint_file import read_checkpoint
 from dra_scvi._model import DRA
 from dra_scvi._published import PublishedDRA
 from dra_scvi._train_runner import TURNS
+from dra_scvi._variable_genes import variable_genes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
 
-__all__ = ["dra"]
+__all__ = ["dra", "variable_genes"]
 
 # what scvi-tools and Lightning set in the environment along with a seed
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "XLA_FLAGS")

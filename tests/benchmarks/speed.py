@@ -6,15 +6,17 @@
 Parts: `step` (a training step), `epoch` (what a cell costs in a whole run, loader and validation
 included), `inference` (codes of a cell), `quality` (time until DRA's NMI reaches scVI's final one,
 as a share of scVI's time; on the sets in the folder `DRA_SCVI_DATA`, else on the demo's cells),
-`memory` (peak resident memory of a training process), `scale` (a training cell from 10⁴ cells up).
+`memory` (peak resident memory of a training process), `scale` (a training cell from 10⁴ cells up),
+`threads` (training and codes with the numbers of threads that DRA chooses, against `--threads`).
 
 Absolute times mean nothing on a shared machine; ratios of CPU time of one thread are the sturdy
-figure. For `memory` every run has a process of its own.
+figure. For `memory` and `threads` every run has a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import subprocess
@@ -33,12 +35,16 @@ from lightning.pytorch.callbacks import Callback
 from scvi.model import SCVI
 
 from dra_scvi import DRA, benchmark, datasets, metrics
+from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 N_CELLS, BATCH_SIZE, EPOCHS = 6_400, 128, 10
-PARTS = ("step", "epoch", "inference", "quality", "memory", "scale")
+PARTS = ("step", "epoch", "inference", "quality", "memory", "scale", "threads")
+# cells, genes, epochs
+THREAD_SIZES = ((3_005, 200, 20), (2_700, 1_000, 10), (20_000, 2_000, 2))
+THREAD_NUMBERS = {"as chosen": 0, "--threads 1": 1, "--threads 2": 2}
 MODELS: dict[str, tuple[type[SCVI], dict[str, Any], dict[str, Any]]] = {
     "scVI": (SCVI, {}, {}),
     "DRA": (DRA, {}, {}),
@@ -232,6 +238,43 @@ def scale(sizes: list[int]) -> None:
         print(f"| {n_cells} | DRA | {cpu:.3f} | {cpu / first:.2f} |", flush=True)
 
 
+def threads(repeats: int) -> None:
+    """Print what training and codes take with the threads that DRA chooses, and with others."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    print("| cells | genes | threads | wall s | CPU s | wall / one | range | CPU / one | range |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for n_cells, n_genes, epochs in THREAD_SIZES:
+        runs: dict[str, list[list[float]]] = {name: [] for name in THREAD_NUMBERS}
+        for _ in range(repeats):
+            for name, number in THREAD_NUMBERS.items():
+                sizes = map(str, (number, n_cells, n_genes, epochs))
+                command = [sys.executable, __file__, "--train-with-threads", *sizes]
+                result = subprocess.run(
+                    command, capture_output=True, text=True, check=True, env=environment
+                )
+                runs[name].append([float(word) for word in result.stdout.split()[-2:]])
+        one = np.array(runs["--threads 1"])
+        for name, times in runs.items():
+            (cpu, wall), ratios = np.median(times, 0), np.array(times) / one
+            middle, low, high = np.median(ratios, 0), ratios.min(0), ratios.max(0)
+            print(
+                f"| {n_cells:,} | {n_genes:,} | {name} | {wall:.3g} | {cpu:.3g} | "
+                f"{middle[1]:.2f} | {low[1]:.2f}-{high[1]:.2f} | "
+                f"{middle[0]:.2f} | {low[0]:.2f}-{high[0]:.2f} |",
+                flush=True,
+            )
+
+
+def train_with_threads(number: int, n_cells: int, n_genes: int, epochs: int) -> None:
+    """Train and embed; print CPU and wall seconds of that."""
+    adata = counts(n_genes, n_cells)
+    DRA.setup_anndata(adata)
+    with own_threads(number) if number else contextlib.nullcontext():
+        fit(adata, "DRA", 1).get_latent_representation()  # warm-up
+        print(*timed(lambda: fit(adata, "DRA", epochs).get_latent_representation()))
+
+
 def main() -> None:
     """Print a table for each part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -242,6 +285,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--cells", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--train-and-report", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--train-with-threads", nargs=4, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
@@ -253,6 +297,9 @@ def main() -> None:
         name, n_genes = arguments.train_and_report
         train_and_report(name, int(n_genes))
         return
+    if arguments.train_with_threads:
+        train_with_threads(*arguments.train_with_threads)
+        return
     alternating = [part for part in arguments.parts if part in ("step", "epoch", "inference")]
     if alternating:
         alternate(alternating, arguments.genes, arguments.threads, arguments.repeats)
@@ -262,6 +309,8 @@ def main() -> None:
         memory(arguments.genes)
     if "scale" in arguments.parts:
         scale(arguments.cells)
+    if "threads" in arguments.parts:
+        threads(arguments.repeats)
 
 
 if __name__ == "__main__":

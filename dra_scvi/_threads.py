@@ -1,0 +1,208 @@
+"""How many threads compute: as many as help, and none that spin while they wait for others.
+
+PyTorch's pool (OpenMP) waits in a loop. A training step has hundreds of passes too small to share,
+at the end of each of which a thread that has nothing to do burns a core, the very one that the
+other needs: two threads take several times as long as one, and on a busy machine twenty times.
+The compiled passes over a minibatch of counts are large, and the threads that share them sleep
+when they wait. So they get all cores, PyTorch and other pools of OpenMP and BLAS one thread each.
+numba's pool, where it is OpenMP's too, sets the number for PyTorch when it starts; it is set anew
+at every entrance therefore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Threads(NamedTuple):
+    """Numbers of threads: of PyTorch and its like, and of the compiled passes."""
+
+    pools: int
+    kernels: int
+
+
+class _Inside:
+    """Blocks that are under way in this process, in whichever threads; the last one cleans up.
+
+    PyTorch's number for new threads, and those of BLAS, hold for the whole process.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.n_blocks = 0
+        self.chosen: Threads | None = None
+        self._undo = contextlib.ExitStack()
+
+    def enter(self, threads: Threads) -> None:
+        """Set the numbers, or keep those of a block that is under way."""
+        import torch
+
+        with self.lock:
+            if not self.n_blocks:
+                before = torch.get_num_threads()
+                self._undo.callback(torch.set_num_threads, before)
+                self._undo.enter_context(threadpool_limits(threads.pools, user_api="blas"))
+                self.chosen = threads
+            self.n_blocks += 1
+            torch.set_num_threads((self.chosen or threads).pools)
+
+    def leave(self) -> None:
+        """Give the numbers back, if this was the last block."""
+        with self.lock:
+            self.n_blocks -= 1
+            if not self.n_blocks:
+                self.chosen = None
+                self._undo.close()
+
+
+_inside = _Inside()
+
+
+def choose_threads() -> Threads:
+    """Choose what is fastest, or take the numbers that the user has set.
+
+    Which is what ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` says, or ``torch.set_num_threads``
+    where that is none of the numbers that PyTorch or numba set by themselves.
+
+    Examples
+    --------
+    >>> choose_threads().pools >= 1
+    True
+    """
+    import numba
+    import torch
+
+    asked, from_environment = torch.get_num_threads(), _environment()
+    by_itself = _cores() if from_environment is None else (from_environment,)
+    of_numba = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    if asked not in (*by_itself, of_numba):
+        return Threads(asked, asked)
+    if from_environment is not None:
+        return Threads(from_environment, from_environment)
+    return Threads(1, _cores()[0])
+
+
+@functools.cache
+def _cores() -> tuple[int, ...]:
+    """Cores for this process, within its share of the machine; then all, and without siblings."""
+    import joblib
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of machines whose cores cannot be told apart
+        physical = joblib.cpu_count(only_physical_cores=True)
+    return joblib.cpu_count(), os.cpu_count() or 1, physical
+
+
+def _environment() -> int | None:
+    for name in ENVIRONMENT:
+        first = os.environ.get(name, "").split(",")[0].strip()
+        if first.isdecimal() and int(first):
+            return int(first)
+    return None
+
+
+def kernel_threads() -> int:
+    """Return the number of threads that share a compiled pass; PyTorch's outside any block.
+
+    Examples
+    --------
+    >>> with own_threads(limit=1):
+    ...     kernel_threads()
+    1
+    """
+    import torch
+
+    chosen = _inside.chosen
+    return torch.get_num_threads() if chosen is None else chosen.kernels
+
+
+@contextlib.contextmanager
+def own_threads(limit: int | None = None) -> Iterator[None]:
+    """Choose the numbers of threads for a block, and give them back after it.
+
+    Blocks may lie in one another, and in several threads at a time: the first one chooses.
+
+    Parameters
+    ----------
+    limit
+        Most threads of any kind; `None` for :func:`choose_threads`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> before = torch.get_num_threads()
+    >>> with own_threads(limit=2):
+    ...     torch.get_num_threads(), kernel_threads()
+    (1, 2)
+    >>> torch.get_num_threads() == before
+    True
+    """
+    import numba
+
+    threads = Threads(1, limit) if limit else _inside.chosen or choose_threads()
+    of_numba = numba.get_num_threads()
+    # OpenMP keeps a number for each thread that asks, numba too
+    with threadpool_limits(threads.pools, user_api="openmp"):
+        _inside.enter(threads)
+        if limit:
+            numba.set_num_threads(min(limit, of_numba))
+        try:
+            yield
+        finally:
+            numba.set_num_threads(of_numba)
+            _inside.leave()
+
+
+def with_own_threads(*names: str) -> Callable[[type], type]:
+    """Make methods of a class, inherited ones too, choose their numbers of threads.
+
+    Parameters
+    ----------
+    names
+        Methods that compute.
+
+    Examples
+    --------
+    >>> @with_own_threads("count")
+    ... class Counter:
+    ...     def count(self):
+    ...         return kernel_threads() >= 1
+    >>> Counter().count()
+    True
+    """
+
+    def decorate(cls: type) -> type:
+        for name in names:
+            setattr(cls, name, within_own_threads(getattr(cls, name)))
+        return cls
+
+    return decorate
+
+
+def within_own_threads(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function choose its numbers of threads.
+
+    Parameters
+    ----------
+    function
+        What computes.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with own_threads():
+            return function(*args, **kwargs)
+
+    return run
