@@ -9,8 +9,9 @@ The changes are those of mutmut, and two more: a call whose value is not used is
 condition is turned round. mutmut's own runner leaves out functions with decorators, properties and
 constants, so that files are changed here instead, in a copy of the project. Every change is tried
 in a fork of one process that has imported what the tests import, on those tests alone that pass
-through the changed lines, the fastest first. Left alone are annotations, docstrings and the wording
-of errors.
+through the changed lines, the fastest first. Left alone are annotations, docstrings and the
+wording of errors; left out are changes that mostly end in an error whatever is tested: None in
+place of every argument and every value assigned.
 """
 
 from __future__ import annotations
@@ -150,10 +151,15 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
 
 def _changes(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     for kind, operator in OPERATORS:
-        if isinstance(node, kind):
-            changes = list(operator(node))
-            # other cases of a string tell no more than the first change of it
-            yield from changes[:1] if operator is mutators.operator_string else changes
+        if not isinstance(node, kind):
+            continue
+        changes = list(operator(node))
+        if operator is mutators.operator_string:  # other cases of it tell no more than the first
+            yield from changes[:1]
+        elif operator is mutators.operator_arg_removal:  # nor does None in place of an argument
+            yield from (call for call in changes if len(call.args) < len(node.args))
+        else:
+            yield from changes
 
 
 def _compiles(text: str) -> bool:
@@ -240,7 +246,7 @@ class Record:
         return result
 
     def lines(self) -> dict[int, set[str]]:
-        """Tests that pass through each line."""
+        """Return the tests that pass through each line."""
         found = self.coverage.get_data().contexts_by_lineno(str(self.file))
         return {line: set(names) - {""} for line, names in found.items()}
 
@@ -429,7 +435,7 @@ def summary(name: str, rows: list[dict[str, Any]]) -> str:
     seconds = sum(row["seconds"] for row in rows)
     return (
         f"{name:24} {len(rows):4} mutants: {count['killed']} noticed, {count['survived']} not, "
-        f"{count['equivalent']} equivalent; {share:.1%} of those that change meaning; {seconds:.0f} s"
+        f"{count['equivalent']} equivalent; {share:.1%} of the others noticed; {seconds:.0f} s"
     )
 
 
