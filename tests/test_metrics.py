@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 import subprocess
 import sys
@@ -169,6 +171,62 @@ def test_kmeans_passes_seed_and_restarts_on(seed: int) -> None:
     expected = KMeans(8, n_init=1, random_state=seed).fit_predict(embedding)
     found = metrics.cluster(embedding, n_clusters=8, seed=seed, n_init=1)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_defaults_are_as_documented() -> None:
+    signatures = [
+        {name: p.default for name, p in inspect.signature(function).parameters.items()}
+        for function in (metrics.cluster, metrics.clustering, metrics.leiden_matched)
+    ]
+    for found in signatures[:2]:
+        assert (found["method"], found["seed"], found["n_init"]) == ("kmeans", 0, 10)
+        assert (found["resolution"], found["n_clusters"]) == (1.0, None)
+    assert signatures[2]["seed"] == 0
+    assert metrics._SILHOUETTE_CELLS == 5_000
+    neighbors = metrics._CONNECTIVITY_NEIGHBORS, metrics._KBET_NEIGHBORS, metrics._LISI_NEIGHBORS
+    assert neighbors == (15, 50, 90)
+
+
+@pytest.mark.parametrize(("n_cells", "n_neighbors"), [(90, 15), (16, 15), (15, 14), (3, 2)])
+def test_leiden_is_that_of_scanpy_on_the_nearest_neighbours(
+    n_cells: int, n_neighbors: int
+) -> None:
+    import scanpy as sc
+    from anndata import AnnData
+
+    embedding = np.random.default_rng(3).normal(size=(n_cells, 3))
+    for seed, resolution in ((0, 1.0), (4, 2.5)):
+        graph = AnnData(obsm={"X_any": embedding})
+        options = {"n_neighbors": n_neighbors, "use_rep": "X_any", "random_state": seed}
+        sc.pp.neighbors(graph, **options)
+        options = {"flavor": "igraph", "n_iterations": 2, "directed": False}
+        sc.tl.leiden(graph, resolution=resolution, random_state=seed, **options)
+        found = metrics.cluster(embedding, "leiden", resolution=resolution, seed=seed)
+        np.testing.assert_array_equal(found, graph.obs["leiden"].astype(int))
+        connected = metrics._neighbor_graph(embedding, seed).obsp["connectivities"]
+        assert (connected != graph.obsp["connectivities"]).nnz == 0
+
+
+def test_clustering_is_that_of_cluster_with_the_same_settings() -> None:
+    embedding, labels = blobs(distance=1.5)
+    for method, options in (
+        ("kmeans", {"n_clusters": 7, "seed": 3, "n_init": 1}),
+        ("leiden", {"seed": 3, "resolution": 3.0}),
+    ):
+        scores = metrics.clustering(embedding, labels, method, **options)
+        found = metrics.cluster(embedding, method, **options)
+        assert scores["ari"] == adjusted_rand_score(labels, found)
+        assert scores["n_clusters"] == len(np.unique(found))
+
+
+def test_matched_leiden_is_leiden_of_the_same_seed() -> None:
+    """Of the first resolution halfway between .001 and 100 on a logarithmic scale."""
+    embedding = np.random.default_rng(0).normal(size=(120, 2))
+    middle = float(np.sqrt(1e-3 * 1e2))
+    for seed in (0, 6):
+        expected = metrics.cluster(embedding, "leiden", resolution=middle, seed=seed)
+        found = metrics.leiden_matched(embedding, len(np.unique(expected)), seed)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_kmeans_takes_another_number_of_clusters() -> None:
@@ -405,6 +463,67 @@ def test_integration_is_that_of_the_benchmarker_of_scib_metrics() -> None:
     ours = metrics.integration(embedding, labels, batches, unintegrated=before)
     assert ours["total"] == pytest.approx(expected["Total"], abs=0.01)  # it searches approximately
     assert ours["pcr"] == pytest.approx(expected["PCR comparison"], abs=1e-3)
+
+
+def test_integration_scores_are_those_of_scib_metrics_on_exact_neighbours() -> None:
+    scib = pytest.importorskip("scib_metrics")
+    from scib_metrics.nearest_neighbors import NeighborsResults
+    from sklearn.neighbors import NearestNeighbors
+
+    embedding, labels = blobs(distance=3.0)
+    batches = np.resize(["x", "y", "y"], len(labels))
+    types, batch = (pd.factorize(names)[0] for names in (labels, batches))
+
+    def neighbors(n: int) -> NeighborsResults:
+        distances, indices = NearestNeighbors(n_neighbors=n).fit(embedding).kneighbors(embedding)
+        return NeighborsResults(indices=indices, distances=distances)
+
+    clusters = scib.nmi_ari_cluster_labels_kmeans(embedding, types)
+    expected = {
+        "isolated_labels": scib.isolated_labels(embedding, types, batch),
+        "nmi": clusters["nmi"],
+        "ari": clusters["ari"],
+        "silhouette_label": scib.silhouette_label(embedding, types),
+        "clisi": scib.clisi_knn(neighbors(90), types),
+        "bras": scib.bras(embedding, types, batch),
+        "ilisi": scib.ilisi_knn(neighbors(90), batch),
+        "kbet": scib.kbet_per_label(neighbors(50), batch, types),
+        "graph_connectivity": scib.graph_connectivity(neighbors(15), types),
+        "pcr": scib.pcr_comparison(2 * embedding + 1, embedding, batch, categorical=True),
+    }
+    before = 2 * embedding + 1
+    found = metrics.integration(embedding, labels, batches, before)
+    assert list(found) == [*expected, "bio_conservation", "batch_correction", "total"]
+    for name, score in expected.items():
+        tolerance = 0.1 if name == "kbet" else 1e-6  # which begins at random
+        assert found[name] == pytest.approx(float(score), abs=tolerance), name
+
+
+def test_integration_of_fewer_cells_than_neighbours_uses_all() -> None:
+    pytest.importorskip("scib_metrics")
+    embedding, labels = blobs(n_per_type=6)
+    found = metrics._exact_neighbors(embedding, 90)
+    assert found.indices.shape == found.distances.shape == (18, 18)
+    scores = metrics.integration(embedding, labels, np.resize(["x", "y"], 18))
+    assert 0 <= scores["total"] <= 1
+
+
+def test_integration_says_nothing_of_types_or_batches_that_it_leaves_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Types too small for kBET, and batches that explain more than before."""
+    pytest.importorskip("scib_metrics")
+    embedding, labels = blobs(n_per_type=6)
+    batches = np.resize(["x", "y"], 18)
+    level = logging.getLogger("scib_metrics").level
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shifted = embedding + 50.0 * (batches == "y")[:, None]
+        scores = metrics.integration(shifted, labels, batches, embedding)
+    assert scores["pcr"] == 0
+    assert np.isnan(scores["kbet"])
+    assert caplog.records == []
+    assert logging.getLogger("scib_metrics").level == level
 
 
 def test_integration_refuses_other_cells_before() -> None:

@@ -14,6 +14,7 @@ from dra_scvi import DRA
 from dra_scvi._neighborhood import (
     CHUNK,
     END_OF_REACH,
+    FULL_REACH,
     N_CENTRES,
     OWN_WEIGHT,
     RIDGE,
@@ -304,4 +305,5 @@ def test_a_state_of_an_earlier_version_has_none(adata: AnnData) -> None:
 
 def test_the_weight_of_the_code_itself_and_the_centres_are_as_documented() -> None:
     assert OWN_WEIGHT == 0.1
+    assert (FULL_REACH, END_OF_REACH) == (1.0, 1.4)
     assert N_CENTRES == 512

@@ -12,6 +12,7 @@ import pytest
 from dra_scvi import benchmark
 from dra_scvi._paired import (
     N_RESAMPLES,
+    TITLES,
     _resampled_means,
     check_table,
     interval,
@@ -207,7 +208,7 @@ def test_interval_is_the_middle_95_percent_of_the_resampled_means() -> None:
     assert interval(table, n_resamples=500, seed=7) == pytest.approx(tuple(expected))
     default = _resampled_means([[values]], N_RESAMPLES, np.random.default_rng(0))
     assert interval(table) == pytest.approx(tuple(np.percentile(default, [2.5, 97.5])))
-    assert N_RESAMPLES >= 1_000, "the ends of the interval are the 50 lowest and highest of 2,000"
+    assert N_RESAMPLES == 2_000
 
 
 def test_summary_passes_resamples_and_seed_on() -> None:
@@ -250,6 +251,30 @@ def test_strongest_baseline_leaves_other_models_aside() -> None:
     table = rows({"dra": {("a", 2): [0.9]}, "pca": {("a", 2): [0.5]}, "scvi": {("a", 2): [0.6]}})
     assert strongest_baseline(table) == "scvi"
     assert strongest_baseline(table.assign(ari=1 - table["nmi"]), "ari") == "pca"
+
+
+def test_the_baseline_of_a_summary_is_the_strongest_by_its_metric() -> None:
+    table = rows({"pca": {("a", 2): [0.5]}, "scvi": {("a", 2): [0.6]}, "dra": {("a", 2): [0.7]}})
+    table["ari"] = 1 - table["nmi"]
+    assert set(benchmark.summary(table)["baseline"]) == {"scvi"}
+    assert set(benchmark.summary(table, metric="ari")["baseline"]) == {"pca"}
+
+
+def test_a_baseline_that_failed_everywhere_leaves_no_common_cell() -> None:
+    table = rows(
+        {
+            "pca": {("a", 2): [0.0]},
+            "fa": {("a", 2): [0.6]},
+            "scvi": {("a", 2): [0.5], ("b", 2): [0.9]},
+        }
+    )
+    table.loc[table["model"] == "pca", "nmi"] = np.nan
+    assert strongest_baseline(table) == "scvi"
+
+
+def test_titles_are_the_names_of_the_methods() -> None:
+    expected = {"pca": "PCA", "fa": "FA", "scvi": "scVI", "ldvae": "LDVAE", "dra": "DRA"}
+    assert expected == TITLES
 
 
 def test_strongest_baseline_without_a_common_cell_has_the_highest_mean_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -403,3 +404,151 @@ def test_without_a_limit_nothing_is_clipped() -> None:
     plan = DualMatchingPlan(DRAVAE(20))
     plan.configure_gradient_clipping(torch.optim.SGD([parameter], lr=0.1))
     assert parameter.grad.item() == 1e9
+
+
+def with_trainer(plan: DualMatchingPlan, **values: Any) -> DualMatchingPlan:
+    """Put a plan where a trainer says these things of itself."""
+    defaults = {"max_epochs": 8, "current_epoch": 0, "global_rank": 0, "ckpt_path": None}
+    plan._trainer = SimpleNamespace(**{**defaults, "precision": "32-true", **values})
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("n_batch", "max_epochs", "given", "expected"),
+    [
+        (1, 8, {}, 4),
+        (1, 9, {}, 4),
+        (1, 1, {}, 1),
+        (1, None, {}, 1),
+        (1, 3, {}, 1),
+        (2, 8, {}, 1),
+        (3, 8, {}, 1),
+        (1, 8, {"n_epochs_kl_warmup": 3}, 3),
+        (1, 8, {"n_epochs_kl_warmup": None}, None),
+        (1, 8, {"n_steps_kl_warmup": 5}, None),
+    ],
+)
+def test_the_length_of_the_warm_up(
+    n_batch: int, max_epochs: int | None, given: dict[str, Any], expected: int | None
+) -> None:
+    plan = with_trainer(DualMatchingPlan(DRAVAE(20, n_batch=n_batch), **given))
+    plan._trainer.max_epochs = max_epochs
+    plan.on_train_start()
+    assert plan.n_epochs_kl_warmup == expected
+    assert type(plan.n_epochs_kl_warmup) in (int, type(None))
+
+
+@pytest.mark.parametrize(
+    ("seed", "rank", "ckpt_path", "expected"),
+    [
+        (5, 0, None, 5),
+        (5, 2, None, 7),
+        (5, 2, "last.ckpt", 5),
+        (2**63 - 1, 1, None, 0),
+    ],
+)
+def test_processes_draw_differently_unless_they_go_on(
+    seed: int, rank: int, ckpt_path: str | None, expected: int
+) -> None:
+    plan = with_trainer(DualMatchingPlan(DRAVAE(20)), global_rank=rank, ckpt_path=ckpt_path)
+    torch.manual_seed(seed)
+    torch.rand(3)
+    state = torch.get_rng_state()
+    plan.on_train_start()
+    assert torch.initial_seed() == expected
+    assert torch.equal(torch.get_rng_state(), state) == (seed == expected)
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "prior_start", "epoch"),
+    [
+        (8, 0.25, 1),
+        (8, 0.5, 3),
+        (8, 0.0, 0),
+        (8, 0.8, 5),
+        (8, 0.95, None),
+        (8, 1.0, None),
+        (3, 0.25, 0),
+        (2, 0.25, 0),
+        (1, 0.25, None),
+        (None, 0.25, None),
+    ],
+)
+def test_components_are_placed_after_one_epoch_that_is_not_the_last(
+    max_epochs: int | None, prior_start: float, epoch: int | None
+) -> None:
+    module = DRAVAE(20, prior="mixture")
+    plan = with_trainer(DualMatchingPlan(module, prior_start=prior_start), max_epochs=max_epochs)
+
+    def epochs() -> list[int]:
+        found = []
+        for plan._trainer.current_epoch in range(max_epochs or 1):
+            if plan._prior_starts_after_this_epoch:
+                found.append(plan.current_epoch)
+        return found
+
+    assert epochs() == ([] if epoch is None else [epoch])
+    module.prior.logits.requires_grad_(False)
+    assert epochs() == [], "a prior that is frozen in part"
+    module.prior.logits.requires_grad_(True)
+    module.prior._started.fill_(True)
+    assert epochs() == [], "a prior that has started"
+
+
+def test_only_a_mixture_is_placed() -> None:
+    plan = with_trainer(DualMatchingPlan(DRAVAE(20, prior="normal")), current_epoch=1)
+    assert not plan._prior_starts_after_this_epoch
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("cpu", "32-true", True),
+        ("cuda:0", "32-true", True),
+        ("mps", "32-true", False),
+        ("cpu", "bf16-mixed", True),
+        ("cuda:0", "16-mixed", False),
+        ("mps", "16-mixed", False),
+        ("cuda:0", None, True),
+    ],
+)
+def test_steps_are_fused_where_they_can_be(
+    device: str, precision: str | None, expected: bool
+) -> None:
+    plan = DualMatchingPlan(DRAVAE(20))
+    if precision:
+        with_trainer(plan, precision=precision)
+    plan._device = torch.device(device)
+    assert plan._can_fuse is expected
+    if device == "cpu":
+        made = plan.get_optimizer_creator()(plan.module.parameters())
+        assert [group["fused"] for group in made.param_groups] == [expected] * 3
+
+
+def test_on_other_devices_terms_are_checked_at_the_end_of_the_epoch() -> None:
+    plan = with_trainer(DualMatchingPlan(DRAVAE(20)), world_size=1, current_epoch=3)
+    plan._steps.extend(spoiled(kl_local=float("nan")))
+    with pytest.raises(TrainingDivergedError) as info:
+        plan.on_train_epoch_end()
+    assert (info.value.term, info.value.epoch, info.value.step) == ("kl_local_train", 3, 1)
+
+
+def test_terms_are_logged_under_their_names_for_steps_and_epochs(adata: AnnData) -> None:
+    """Of every step on request, whose means over cells are those of the epoch."""
+    names = [
+        *("train_loss", "elbo_train", "reconstruction_loss_train", "kl_local_train"),
+        *("kl_global_train", "latent_divergence_train", "data_divergence_train", "kl_weight"),
+    ]
+    assert list(TERMS) == names
+    model = make(adata)
+    model.train(2, train_size=1.0, batch_size=60, plan_kwargs={"on_step": True}, **QUIET)
+    cells = torch.tensor([60.0, 60.0, 30.0]).repeat(2)
+    for name in names:
+        steps, epochs = model.history[f"{name}_step"], model.history[name]
+        assert list(steps.index) == list(range(6)), name
+        values = torch.tensor(steps.to_numpy(float).ravel())
+        means = (values * cells).view(2, 3).sum(1) / 150
+        assert epochs.to_numpy(float).ravel() == pytest.approx(means.tolist(), rel=1e-4, abs=1e-6)
+    assert (model.history["kl_global_train"].to_numpy(float) == 0).all()
+    assert "train_loss" in model.trainer.progress_bar_metrics
+    assert "elbo_train" not in model.trainer.progress_bar_metrics
