@@ -367,7 +367,7 @@ def capture(monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path) -> Ca
             seen.update(kwargs)
             raise Captured
 
-        monkeypatch.setattr(tl, "dra", stop)
+        monkeypatch.setattr(tl, "_dra", stop)
         result = invoke("train", source, "--output", tmp_path / "out.h5ad", *options)
         assert result.exit_code == 1, result.stderr
         return seen
@@ -521,7 +521,7 @@ def test_diverged_training(source: Path, tmp_path: Path, monkeypatch: pytest.Mon
     def diverge(*_: Any, **__: Any) -> None:
         raise TrainingDivergedError("elbo_train", 3, 1)
 
-    monkeypatch.setattr(tl, "dra", diverge)
+    monkeypatch.setattr(tl, "_dra", diverge)
     result = invoke(*train_args(tmp_path, source), "--quiet")
     assert result.exit_code == 70
     assert "elbo_train is not finite in epoch 3" in error_line(result)
@@ -534,7 +534,7 @@ def test_bugs_point_at_debug(
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a\nb")
 
-    monkeypatch.setattr(tl, "dra", fail)
+    monkeypatch.setattr(tl, "_dra", fail)
     args = train_args(tmp_path, source)
     short, long = invoke(*args, "--quiet"), invoke(*args, "--debug")
     assert short.exit_code == long.exit_code == 1
@@ -582,7 +582,8 @@ def test_signal_outside_of_training(
     result = invoke(*train_args(tmp_path, source), "--quiet")
     assert result.exit_code == code
     assert f"Interrupted by {signal.Signals(signum).name}" in error_line(result)
-    assert list(tmp_path.iterdir()) == []
+    # training is over, and is not lost
+    assert [path.name for path in tmp_path.iterdir()] == [".out.h5ad.ckpt"]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -867,7 +868,7 @@ def test_benchmark_says_which_runs_failed(
     def diverge(*_: Any, **__: Any) -> None:
         raise TrainingDivergedError("elbo_train", 3, 1)
 
-    monkeypatch.setattr(tl, "dra", diverge)
+    monkeypatch.setattr(tl, "_dra", diverge)
     args = benchmark_args(source, tmp_path / "table.csv", models="pca,dra", seeds=1)
     shown = invoke(*args)
     assert shown.exit_code == 0
