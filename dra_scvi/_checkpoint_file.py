@@ -168,7 +168,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         start = len(MAGIC) + _LENGTH
         stop = start + int.from_bytes(body[len(MAGIC) : start], "little")
         found = _from_json(json.loads(bytes(body[start:stop])), _Buffer(body[stop:]))
-        found["identity"]["settings"]
+        if not all(found["identity"][part] for part in ("settings", "versions", "split")):
+            raise ValueError("it names no training")
     except Exception as error:
         raise ValueError(f"{path} does not hold the state of a training; {REMEDY}.") from error
     return found

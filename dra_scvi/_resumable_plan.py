@@ -45,6 +45,7 @@ class ResumablePlan(TrainingPlan):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._checkpoint = checkpoint
+        self._state_at_end: dict[str, Any] | None = None
 
     def configure_callbacks(self) -> list[Callback]:
         """Attach the callbacks that say how it goes, go back and, if there is one, save."""
@@ -78,7 +79,18 @@ class ResumablePlan(TrainingPlan):
         """Restore the random state: here, since the loader's iterator draws from it next."""
         states = [checkpoint["random_state"], *checkpoint.get("random_states_of_others", [])]
         # one that was not there before takes the first one's, and differs from it by its cells
-        _set_random_state(states[self.global_rank if self.global_rank < len(states) else 0])
+        state = states[self.global_rank if self.global_rank < len(states) else 0]
+        _set_random_state(state)
+        self._state_at_end = state
+
+    def on_train_epoch_start(self) -> None:
+        """Note that something was left to train."""
+        self._state_at_end = None
+
+    def on_fit_end(self) -> None:
+        """Restore the random state once more where nothing was, and the loader drew in vain."""
+        if self._state_at_end is not None:
+            _set_random_state(self._state_at_end)
 
 
 def _random_state() -> dict[str, Any]:

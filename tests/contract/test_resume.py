@@ -425,7 +425,9 @@ def test_a_checkpoint_of_nonsense(text: bytes, tmp_path: Path) -> None:
 def test_every_kind_of_content_comes_back(tmp_path: Path) -> None:
     """Tensors of every type and plain data come back as they were written."""
     content = {
-        "identity": {"settings": {"a": (1, 2.5, float("inf"), None, True, "t")}},
+        "identity": dict.fromkeys(
+            ("settings", "versions", "split"), {"a": (1, 2.5, float("inf"), None, True, "t")}
+        ),
         "state_dict": {
             str(dtype): torch.arange(3).to(dtype)
             for dtype in (torch.float64, torch.bfloat16, torch.uint8, torch.bool, torch.int64)
@@ -574,17 +576,29 @@ def test_a_failure_after_the_last_epoch(
     np.testing.assert_array_equal(run(data(), path, resume=True), whole)
 
 
-def test_a_codes_sample_after_a_stop_at_the_end(tmp_path: Path) -> None:
-    """The published program's sample of codes is the same where only the embedding was left."""
+@pytest.mark.parametrize("preset", [None, "published"])
+def test_a_signal_in_the_last_epoch(tmp_path: Path, preset: str | None) -> None:
+    """After a stop in the last epoch only the embedding is left to do, a sample of codes alike."""
+    options = {"preset": preset, "model_kwargs": {}, "batch_key": None}
+    path, watch = tmp_path / "state.ckpt", At(-1, kill())
+    expected = run(data(), None, **options)
+    with pytest.raises(TrainingInterruptedError, match="after 4 epochs"):
+        run(data(), path, At(EPOCHS - 1, kill()), **options)
+    np.testing.assert_array_equal(run(data(), path, watch, resume=True, **options), expected)
+    assert watch.epochs == 0
+
+
+def test_a_sample_of_codes_after_a_failure_at_the_end(tmp_path: Path) -> None:
+    """The published program's sample of codes is the same where a later step has failed."""
     options = {"preset": "published", "model_kwargs": {}, "batch_key": None}
     expected = run(data(), None, **options)
-    path = tmp_path / "state.ckpt"
+    path, settings = tmp_path / "state.ckpt", {"batch_size": 32, "enable_progress_bar": False}
     tl._dra(
         data(),
         max_epochs=EPOCHS,
         accelerator="cpu",
         preset="published",
-        train_kwargs={"batch_size": 32, "enable_progress_bar": False},
+        train_kwargs=settings,
         checkpoint=path,
     )
     np.testing.assert_array_equal(run(data(), path, resume=True, **options), expected)
@@ -698,9 +712,9 @@ def test_an_error_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
 
     with pytest.raises(ZeroDivisionError):
         run(data(), None, At(2, fail), train_kwargs={"enable_progress_bar": True})
-    err = capsys.readouterr().err
-    assert "Epoch 3/4" in err
-    assert err.endswith("\n")
+    shown = capsys.readouterr()
+    assert "Epoch 3/4" in shown.out + shown.err
+    assert (shown.out + shown.err).endswith("\n")
 
 
 def train_command(folder: Path, *options: object) -> Any:
