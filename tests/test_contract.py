@@ -887,8 +887,10 @@ def test_cli_atomic(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", fail)
         assert invoke(*command).exit_code == 1
-    assert set(tree(tmp_path)) == {"out.h5ad", "out.json"}  # the model failed, the others did not
-    for name in ("out.h5ad", "out.json"):
+    # the model failed, the others did not, and the checkpoint is kept for it
+    kept = {"out.h5ad", "out.json", ".out.h5ad.ckpt"}
+    assert set(tree(tmp_path)) == kept
+    for name in kept:
         (tmp_path / name).unlink()
     with monkeypatch.context() as patch:
         patch.setattr("dra_scvi._files.open_hdf5", fail)
