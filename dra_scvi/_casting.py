@@ -33,7 +33,7 @@ def cast(data: Any, dtype: Any) -> Any:
     >>> frame = pd.DataFrame({"a": [0.5], "b": pd.array([True], dtype="boolean")})
     >>> cast(frame, np.float32).to_numpy().tolist()
     [[0.5, 1.0]]
-    >>> cast(sparse.csr_matrix([[3]], dtype=">i4"), np.float32).dtype.name
+    >>> cast(np.array([[3]], dtype=">i4"), np.float32).dtype.name
     'float32'
     """
     if isinstance(data, pd.DataFrame):
