@@ -191,7 +191,7 @@ def benchmark(common: Common, **options: Any) -> Result:
     inputs = {f"INPUT {path}": path for path in request.input_paths}
     common.rehearse(inputs, *to_write("--output", request.output, "table"))
     Table(request.output, overwrite=common.force)
-    _check_inputs(request, common)
+    _check_inputs(request)
     table = _run(request, common)
     if table["nmi"].isna().any():
         failed = table[table["nmi"].isna()]
@@ -199,7 +199,7 @@ def benchmark(common: Common, **options: Any) -> Result:
     return _result(table, request, common)
 
 
-def _check_inputs(request: BenchmarkRequest, common: Common) -> None:
+def _check_inputs(request: BenchmarkRequest) -> None:
     """Check every input before the first run, which may be hours before the last."""
     from dra_scvi._benchmark_data import check_input
     from dra_scvi._io import read_input
@@ -208,7 +208,6 @@ def _check_inputs(request: BenchmarkRequest, common: Common) -> None:
         adata = read_input(path)
         with _naming(path):
             check_input(adata, request.label_key, request.batch_key, request.layer)
-        remark(adata, request.batch_key, request.n_genes, common)
 
 
 @contextlib.contextmanager
@@ -232,6 +231,7 @@ def _run(request: BenchmarkRequest, common: Common) -> pd.DataFrame:
     try:
         for path in request.input_paths:
             adata = read_input(path)
+            remark(adata, request.batch_key, request.n_genes, common)
             with _naming(path):
                 table = job.compare(
                     adata,
