@@ -211,8 +211,8 @@ def check_place(path: Path) -> None:
         raise IsADirectoryError(f"checkpoint={str(path)!r} is a folder; name a file in it.")
     if path.exists() and not (path.is_file() and is_checkpoint(path)):
         raise ValueError(
-            f"checkpoint={str(path)!r} is a file of another kind, which would be replaced; "
-            "choose another name."
+            f"checkpoint={str(path)!r} is a file of another kind, or of an earlier version, and "
+            "would be replaced: delete it, or choose another name."
         )
     try:
         with contextlib.suppress(_Tried), atomic_path(path) as partial:

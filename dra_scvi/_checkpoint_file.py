@@ -176,10 +176,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tell whether a file is a checkpoint of any version, whole or not."""
+    """Tell whether a file is a checkpoint, whole or not, or empty."""
     with path.open("rb") as file:
         beginning = file.read(len(MAGIC))
-    return not beginning or beginning.startswith((b"dra_scvi checkpoint", b"PK\x03\x04"))
+    return not beginning or beginning.startswith(MAGIC[: -len(b" 2\n")])
 
 
 def _values(tensors: Sequence[Tensor]) -> Iterator[bytes]:

@@ -166,9 +166,9 @@ def _dra(
     model_cls = DRA if preset is None else PublishedDRA
     with _seeded(seed):
         model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key)
-        _try_obsm(adata, key_added, n_latent)
         model = model_cls(adata, **{**settings.model, **(model_kwargs or {})})
         _forget_with(model)
+        _try_obsm(adata, key_added, model.module.n_latent)
         with _kept(model, train, seed, checkpoint, resume) as train:
             model.train(**train)
             codes = model.get_latent_representation(give_mean=preset is None)
@@ -183,7 +183,7 @@ def _dra(
             "batch_key": batch_key or "",
             "n_latent": n_latent,
             "key_added": key_added,
-            "seed": seed,
+            "seed": int(seed),
             "preset": preset or "",
             "max_epochs": model.trainer.max_epochs,
         }
