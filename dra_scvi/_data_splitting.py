@@ -24,8 +24,8 @@ from torch.utils.data import RandomSampler
 
 from dra_scvi._casting import cast
 from dra_scvi._count_kernel import gather_rows, project_rows
-from dra_scvi._distributed import Share
 from dra_scvi._likelihood import log_counts
+from dra_scvi._shares import Share
 from dra_scvi._stored import is_stored, read_rows
 from dra_scvi._threads import kernel_threads
 from dra_scvi._validation import check_structure

@@ -211,7 +211,7 @@ def _read_10x(path: Path) -> AnnData:
 
 
 def _read_folder(path: Path) -> AnnData:
-    from dra_scvi.datasets import read_mtx_labels
+    from dra_scvi._mtx_labels import read_mtx_labels
 
     try:
         return read_mtx_labels(path)

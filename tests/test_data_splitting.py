@@ -25,7 +25,7 @@ from dra_scvi._data_splitting import (
     narrow,
     registered_rows,
 )
-from dra_scvi._distributed import Share
+from dra_scvi._shares import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable

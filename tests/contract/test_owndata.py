@@ -16,8 +16,8 @@ from scipy import sparse
 
 from dra_scvi import DRA, PublishedDRA, _count_kernel
 from dra_scvi._data_splitting import Minibatches, StoredRows
-from dra_scvi._distributed import Share
 from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
+from dra_scvi._shares import Share
 from dra_scvi._validation import check_structure, validate_counts
 from tests.helpers import N_CELLS, N_GENES, QUIET, SMALL, cells
 
