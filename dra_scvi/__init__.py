@@ -15,10 +15,10 @@ if TYPE_CHECKING:
         TrainingInterruptedError,
         UntrustedModelError,
     )
-    from dra_scvi._model import DRA
-    from dra_scvi._module import DRAVAE
-    from dra_scvi._published import PublishedDRA
-    from dra_scvi._training_plan import DualMatchingPlan
+    from dra_scvi._model.dra import DRA
+    from dra_scvi._module.dravae import DRAVAE
+    from dra_scvi._published.model import PublishedDRA
+    from dra_scvi._training.plan import DualMatchingPlan
 
 __version__ = version("dra_scvi")
 
@@ -41,12 +41,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DRA": "_model",
-    "DRAVAE": "_module",
-    "DualMatchingPlan": "_training_plan",
+    "DRA": "_model.dra",
+    "DRAVAE": "_module.dravae",
+    "DualMatchingPlan": "_training.plan",
     "GeneMismatchError": "_exceptions",
     "InvalidCountsError": "_exceptions",
-    "PublishedDRA": "_published",
+    "PublishedDRA": "_published.model",
     "TrainingDivergedError": "_exceptions",
     "TrainingInterruptedError": "_exceptions",
     "UntrustedModelError": "_exceptions",

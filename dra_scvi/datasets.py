@@ -21,7 +21,13 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from dra_scvi._mtx_labels import assemble, check_counts, named_rows, numbered, read_mtx_labels
+from dra_scvi._inputs.mtx_labels import (
+    assemble,
+    check_counts,
+    named_rows,
+    numbered,
+    read_mtx_labels,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dra_scvi import datasets, metrics, pl, tl
-from dra_scvi._files import write_h5ad, write_json
+from dra_scvi._outputs.files import write_h5ad, write_json
 from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from dra_scvi._model import DRA
+    from dra_scvi._model.dra import DRA
 
 __all__ = ["run"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dra_scvi import _paired
 from dra_scvi._argument_kinds import check_adata
-from dra_scvi._files import atomic_path
-from dra_scvi._validation import unknown_key, validate_keys
+from dra_scvi._data.validation import unknown_key, validate_keys
+from dra_scvi._outputs.files import atomic_path
+from dra_scvi.benchmark import _statistics as _paired
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from dra_scvi import presets
-from dra_scvi._checkpoint import InterruptCheckpoint, check_place
-from dra_scvi._checkpoint_file import read_checkpoint
-from dra_scvi._model import DRA
-from dra_scvi._published import PublishedDRA
-from dra_scvi._train_runner import TURNS
-from dra_scvi._variable_genes import variable_genes
+from dra_scvi._data.variable_genes import variable_genes
+from dra_scvi._model.dra import DRA
+from dra_scvi._published.model import PublishedDRA
+from dra_scvi._training.checkpoint import InterruptCheckpoint, check_place
+from dra_scvi._training.checkpoint_file import read_checkpoint
+from dra_scvi._training.runner import TURNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dra_scvi import _model, datasets
+from dra_scvi import datasets
+from dra_scvi._model import dra as _model
 from dra_scvi.cli import program
 from tests.benchmarks import figure
 

@@ -25,9 +25,9 @@ import torch
 from _arguments import parsed
 
 import dra_scvi
-from dra_scvi._contenders import BUILT_IN, Task
-from dra_scvi._model import CALIBRATION_CELLS
-from dra_scvi._neighborhood import Neighborhood, evenly_spaced
+from dra_scvi._model.dra import CALIBRATION_CELLS
+from dra_scvi._module.neighborhood import Neighborhood, evenly_spaced
+from dra_scvi.benchmark._models import BUILT_IN, Task
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -374,12 +374,15 @@ def copy_project(folder: Path) -> None:
     sys.path.insert(0, str(folder))
 
 
+def _mirror(name: str) -> str:
+    """Name the file that tests a file of the package."""
+    path = Path(name.lstrip("_"))
+    return (Path("tests") / path.with_name(f"test_{path.name.lstrip('_')}")).as_posix()
+
+
 def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """Tell which tests each file has, and the changes that mean nothing."""
-    tests = {
-        name: [f"tests/test_{name.strip('_').removesuffix('.py')}.py", f"dra_scvi/{name}"]
-        for name in config["files"]
-    }
+    tests = {name: [_mirror(name), f"dra_scvi/{name}"] for name in config["files"]}
     tests |= config.get("tests", {})
     equivalent = {
         (row["file"], row["where"], row["original"], row["mutated"]): "equivalent"

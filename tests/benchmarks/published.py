@@ -26,7 +26,7 @@ from _arguments import parsed
 
 import dra_scvi
 from dra_scvi import TrainingDivergedError
-from dra_scvi._variable_genes import most_variable
+from dra_scvi._data.variable_genes import most_variable
 
 TABLE = Path(__file__).parent / "results" / "published.csv"
 RUN = ["input", "n_latent", "batch_norm", "seed"]

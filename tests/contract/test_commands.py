@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import dra_scvi
 from dra_scvi import DRA, benchmark, metrics, pl
-from dra_scvi._benchmark_table import Table
+from dra_scvi.benchmark._table import Table
 from dra_scvi.cli import exit_code, program
 from tests.helpers import cells, fit
 
@@ -84,7 +84,7 @@ def test_integration_on_the_command_line(source: Path) -> None:
 
 def test_figures_that_are_not_known_are_null(source: Path, tmp_path: Path) -> None:
     """A figure that is not finite is null in JSON, rather than the end of the command."""
-    from dra_scvi._cli_result import _without_nan
+    from dra_scvi.cli._result import _without_nan
 
     figures = {"a": [float("nan"), 1], "b": {"c": np.float32("inf")}, "d": "x", "e": None}
     assert _without_nan(figures) == {"a": [None, 1], "b": {"c": None}, "d": "x", "e": None}
@@ -379,7 +379,7 @@ def test_what_the_system_refuses(
 
 ADD_ROWS = """
 import sys
-from dra_scvi._benchmark_table import Table
+from dra_scvi.benchmark._table import Table
 
 path, first = sys.argv[1], int(sys.argv[2])
 table = Table(path)

@@ -29,8 +29,8 @@ from scvi.hub import HubMetadata, HubModel
 from scvi.model.base import BaseModelClass
 
 from dra_scvi import DRA, GeneMismatchError, PublishedDRA, UntrustedModelError
-from dra_scvi._persistence import in_gene_order
-from dra_scvi._saved_model import read_values
+from dra_scvi._folder.read import read_values
+from dra_scvi._model.saving import in_gene_order
 from dra_scvi.cli import exit_code, program
 from tests.helpers import cells, equal, fit, tree, weights
 

@@ -24,10 +24,10 @@ from click.testing import CliRunner
 from scipy import io, sparse
 
 from dra_scvi import datasets, tl
-from dra_scvi._data_splitting import Minibatches, StoredRows
-from dra_scvi._io import read_input
-from dra_scvi._out_of_core import open_stored
-from dra_scvi._validation import validate_counts
+from dra_scvi._data.minibatches import Minibatches, StoredRows
+from dra_scvi._data.validation import validate_counts
+from dra_scvi._inputs.out_of_core import open_stored
+from dra_scvi._inputs.read import read_input
 from dra_scvi.cli import program
 from tests.helpers import cells
 
@@ -431,7 +431,7 @@ def test_a_file_over_which_the_library_crashes_or_hangs_is_refused(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command survives files that would end it, or keep it for ever."""
-    monkeypatch.setattr("dra_scvi._hdf5_probe.SECONDS", 1)
+    monkeypatch.setattr("dra_scvi._inputs.hdf5_probe.SECONDS", 1)
     write(tmp_path / "cells.h5ad")
     refused(train(tmp_path / "cells.h5ad"), "crashes over it, or never comes to an end")
 

@@ -17,9 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from dra_scvi import metrics, tl
-from dra_scvi._drafts import name_draft
-from dra_scvi._files import atomic_folder, atomic_path, write_h5ad
-from dra_scvi._h5ad_content import check_writable
+from dra_scvi._outputs.drafts import name_draft
+from dra_scvi._outputs.files import atomic_folder, atomic_path, write_h5ad
+from dra_scvi._outputs.h5ad_content import check_writable
 from dra_scvi.cli import program
 from tests.helpers import cells
 
@@ -393,7 +393,8 @@ def test_results_that_appear_while_the_demo_runs(tmp_path: Path) -> None:
 CLOSE_AFTER_TRAINING = """
 import os, sys
 from pathlib import Path
-from dra_scvi import cli, tl
+from dra_scvi import tl
+from dra_scvi import cli
 
 train, folder = tl.dra, Path(sys.argv.pop(1))
 
@@ -515,7 +516,8 @@ def test_linked_output_is_written_through(source: Path, tmp_path: Path) -> None:
 def test_drafts_of_killed_runs_are_cleared(source: Path, tmp_path: Path) -> None:
     """What a killed run has left of an output goes with the next run, other drafts stay."""
     code = (
-        "import os, sys; from pathlib import Path; from dra_scvi._drafts import name_draft\n"
+        "import os, sys; from pathlib import Path\n"
+        "from dra_scvi._outputs.drafts import name_draft\n"
         "name_draft(Path(sys.argv[1])).touch(); name_draft(Path(sys.argv[2])).touch(); "
         "os.kill(os.getpid(), 9)"
     )

@@ -14,11 +14,12 @@ import scvi
 import torch
 from scipy import sparse
 
-from dra_scvi import DRA, PublishedDRA, _count_kernel
-from dra_scvi._data_splitting import Minibatches, StoredRows
+from dra_scvi import DRA, PublishedDRA
+from dra_scvi._data.minibatches import Minibatches, StoredRows
+from dra_scvi._data.shares import Share
+from dra_scvi._data.validation import check_structure, validate_counts
 from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
-from dra_scvi._shares import Share
-from dra_scvi._validation import check_structure, validate_counts
+from dra_scvi._kernels import compiled as _count_kernel
 from tests.helpers import N_CELLS, N_GENES, QUIET, SMALL, cells
 
 if TYPE_CHECKING:

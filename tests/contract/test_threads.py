@@ -11,7 +11,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from dra_scvi import DRA, _likelihood, _threads, metrics
+from dra_scvi import DRA, _threads, metrics
+from dra_scvi._kernels import likelihood as _likelihood
 from tests.helpers import QUIET, cells, embed, fit
 
 if TYPE_CHECKING:

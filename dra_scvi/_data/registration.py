@@ -1,0 +1,88 @@
+"""The manager of registered data: the one door to them, where what changed in place is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from anndata import AnnData
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from torch.utils.data import Subset
+
+from dra_scvi._compat import MANAGER_UUID_KEY, default_dtype
+from dra_scvi._data.casting import cast
+from dra_scvi._data.dataset import CountsDataset
+from dra_scvi._data.unchanged import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from scvi.data.fields import AnnDataField
+
+
+class CountsManager(AnnDataManager):
+    """A manager that looks whether data are still what was registered, before they are read.
+
+    What it hands out is cast to types that every reader knows, and SciPy's sparse arrays are
+    matrices. The AnnData keeps its own.
+    """
+
+    _snapshot: Snapshot
+
+    def register_fields(
+        self, adata: AnnData, source_registry: dict | None = None, **transfer_kwargs: Any
+    ) -> None:
+        """Register each field, and keep what it was."""
+        super().register_fields(adata, source_registry, **transfer_kwargs)
+        if not hasattr(self, "_snapshot"):
+            self._snapshot = self._take_snapshot()
+
+    def register_new_fields(self, fields: list[AnnDataField]) -> None:
+        """Register further fields, as minified data have."""
+        super().register_new_fields(fields)
+        self._snapshot = self._take_snapshot()
+
+    def validate(self) -> None:
+        """Refuse data that changed since they were registered; register what others undid."""
+        self._assert_anndata_registered()
+        self._snapshot.check(self.adata)
+        self.adata.uns.setdefault(MANAGER_UUID_KEY, "")
+        super().validate()
+        self._snapshot.check_read(self.adata)
+
+    def _take_snapshot(self) -> Snapshot:
+        fields = {field.registry_key: field for field in self.fields if not field.is_empty}
+        layer = fields.pop(REGISTRY_KEYS.X_KEY).attr_key
+        if not isinstance(self.adata, AnnData):  # an AnnCollection has no columns of its own
+            return Snapshot(self.adata, layer)
+        fields.pop(REGISTRY_KEYS.MINIFY_TYPE_KEY, None)
+        read = [(field.attr_name, field.attr_key) for field in fields.values()]
+        fields.pop(REGISTRY_KEYS.LABELS_KEY, None)  # cells may be annotated anew
+        sources: list[str] = []
+        for key in fields:
+            state = self.get_state_registry(key)
+            sources += [state.original_key] if "original_key" in state else []
+            sources += [*state.get("field_keys", ()), *state.get("columns", ())]
+        return Snapshot(self.adata, layer, sources, read)
+
+    def get_from_registry(self, registry_key: str) -> Any:
+        """Return what is registered under a key."""
+        data = cast(super().get_from_registry(registry_key), default_dtype(registry_key))
+        if not isinstance(data, sparse.sparray):
+            return data
+        return sparse.csc_matrix(data) if data.format == "csc" else sparse.csr_matrix(data)
+
+    def create_torch_dataset(
+        self,
+        indices: Sequence[int] | None = None,
+        data_and_attributes: list[str] | dict[str, np.dtype] | None = None,
+        load_sparse_tensor: bool = False,
+    ) -> CountsDataset | Subset:
+        """Return the registered data of chosen cells as rows to take minibatches from."""
+        self.validate()
+        dataset = CountsDataset(
+            self, getitem_tensors=data_and_attributes, load_sparse_tensor=load_sparse_tensor
+        )
+        return dataset if indices is None else Subset(dataset, indices)

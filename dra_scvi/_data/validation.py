@@ -1,0 +1,443 @@
+"""Checks of what a user hands over, made in full before any work is done.
+
+Every entry of the count matrix is looked at, in blocks, so that one bad value among millions is
+found, named and counted here rather than in the middle of training.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from dra_scvi._data.gene_names import check_genes
+from dra_scvi._data.keys import (
+    NAMES_SHOWN,
+    closest,
+    counted,
+    named_layers,
+    unknown_key,
+    validate_keys,
+)
+from dra_scvi._exceptions import InvalidCountsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+__all__ = [
+    "blocks",
+    "check_genes",
+    "check_structure",
+    "closest",
+    "holds_counts",
+    "named_layers",
+    "unknown_key",
+    "validate_counts",
+    "validate_keys",
+]
+
+logger = logging.getLogger("dra_scvi")
+
+BLOCK_ROWS = 4096
+BLOCK_ENTRIES = 2**24
+FLOAT32_LIMIT = 2**24
+LOG_CEILING = 20.0
+LEAST_CELLS = 3
+
+# In the order in which they are reported: the first one present makes the message.
+FAULTS = {
+    "nan": ("NaN value", "NaN values"),
+    "infinite": ("infinite value", "infinite values"),
+    "negative": ("negative value", "negative values"),
+    "non-integer": ("non-integer value", "non-integer values"),
+}
+
+
+class _Fault(NamedTuple):
+    """How often a fault occurs, and its first place in row-major order."""
+
+    number: int
+    row: int
+    column: int
+    value: float
+
+    def merge(self, other: _Fault | None) -> _Fault:
+        """Add the counts and keep the place that comes first."""
+        if other is None:
+            return self
+        first = min(self, other, key=lambda fault: (fault.row, fault.column))
+        return first._replace(number=self.number + other.number)
+
+
+@dataclass
+class _Scan:
+    """What one pass over the matrix has seen."""
+
+    occupied: NDArray[np.bool_]
+    expressed: NDArray[np.bool_]
+    maximum: float = 0.0
+    faults: dict[str, _Fault] = field(default_factory=dict)
+
+
+def validate_counts(
+    adata: AnnData,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    *,
+    allow_noninteger: bool = False,
+    to_train: bool = True,
+) -> None:
+    """Check that a matrix holds raw counts, looking at every stored value.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes. Dense, CSR, CSC, sparse arrays, backed and dask matrices are read block
+        by block and never changed.
+    layer
+        Key of ``adata.layers``; ``adata.X`` when None.
+    batch_key
+        Column of ``adata.obs``; no batch may consist of empty cells only.
+    allow_noninteger
+        Turn the error about non-integer values into a warning.
+    to_train
+        Whether a model is to learn from these cells: then there must be three of them or more,
+        and counts in every batch. Cells to be embedded may be few, or empty.
+
+    Raises
+    ------
+    InvalidCountsError
+        For NaN, infinite, negative or non-integer values, for a batch or a matrix without a
+        single count, for a damaged sparse matrix, and for fewer than three cells. The message
+        names the layer, the first cell and gene, the number of values and the remedy;
+        ``error.report`` has the same as data.
+    KeyError
+        When the layer or the batch column does not exist.
+    ValueError
+        When gene names are not unique, or cells have no batch.
+
+    Warns
+    -----
+    UserWarning
+        For cells without counts, duplicate cell names, and counts that float32 would round.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> validate_counts(AnnData(np.array([[1.0, 0.0], [2.0, 5.0], [0.0, 3.0]])))
+    >>> validate_counts(AnnData(np.array([[1.0, 0.0], [-2.0, 5.0], [0.0, 3.0]])))
+    Traceback (most recent call last):
+    ...
+    dra_scvi._exceptions.InvalidCountsError: adata.X holds 1 negative value (first: cell '1', ...
+    """
+    validate_keys(adata, layer, {"batch_key": batch_key})
+    _check_shape(adata, LEAST_CELLS if to_train else 1)
+    _check_gene_names(adata)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    where = _where(layer)
+    _check_type(matrix, where)
+    check_structure(matrix, where)
+    scan = _scan(matrix, where)
+    _raise_faults(adata, layer, scan, allow_noninteger)
+    if to_train:
+        _check_occupied(adata, where, scan, batch_key)
+    silent = int((~scan.expressed).sum())
+    if silent:
+        logger.info("%s: %s no counts.", where, counted(silent, "gene has", "genes have"))
+    for message in _remarks(adata, layer, scan):
+        warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def check_structure(matrix: Any, where: str) -> None:
+    """Check that the indices of a compressed sparse matrix point into it.
+
+    SciPy trusts them, and compiled code that follows them out of the matrix crashes.
+
+    Parameters
+    ----------
+    matrix
+        Any matrix; others than CSR and CSC pass.
+    where
+        Its name, for the message.
+
+    Raises
+    ------
+    InvalidCountsError
+        When they do not, as after damage to a file.
+
+    Examples
+    --------
+    >>> matrix = sparse.csr_matrix([[0, 1], [2, 0]])
+    >>> matrix.indices[0] = 7
+    >>> check_structure(matrix, "adata.X")
+    Traceback (most recent call last):
+    ...
+    dra_scvi._exceptions.InvalidCountsError: adata.X is a damaged sparse matrix: ...
+    """
+    if not sparse.issparse(matrix) or matrix.format not in ("csr", "csc"):
+        return
+    n_rows, n_columns = matrix.shape
+    length, width = (n_rows, n_columns) if matrix.format == "csr" else (n_columns, n_rows)
+    starts, indices = matrix.indptr, matrix.indices
+    is_sound = (
+        len(starts) == length + 1
+        and starts[0] == 0
+        and starts[-1] <= min(len(indices), len(matrix.data))
+        and bool((starts[1:] >= starts[:-1]).all())
+        and (indices.size == 0 or (indices.min() >= 0 and indices.max() < width))
+    )
+    if not is_sound:
+        raise InvalidCountsError(
+            f"{where} is a damaged sparse matrix: its indices point outside of it. Read it again, "
+            "or from a copy."
+        )
+
+
+def _where(layer: str | None) -> str:
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def _check_shape(adata: AnnData, least_cells: int) -> None:
+    if adata.n_obs == 0:
+        raise InvalidCountsError("adata has no cells: nothing to work on. Check earlier filters.")
+    if adata.n_vars == 0:
+        raise InvalidCountsError("adata has no genes: nothing to work on. Check earlier filters.")
+    if adata.n_obs < least_cells:
+        number = counted(adata.n_obs, "cell", "cells")
+        raise InvalidCountsError(
+            f"adata has only {number}; at least {least_cells} are needed to train a model."
+        )
+
+
+def _check_gene_names(adata: AnnData) -> None:
+    repeated = adata.var_names[adata.var_names.duplicated()].unique()
+    if len(repeated):
+        raise ValueError(
+            f"{counted(len(repeated), 'gene name is', 'gene names are')} not unique (first: "
+            f"{repeated[0]!r}). Call adata.var_names_make_unique() first."
+        )
+
+
+def _check_type(matrix: Any, where: str) -> None:
+    if matrix is None:
+        raise InvalidCountsError(f"{where} is None; pass the layer of raw counts as layer=...")
+    if np.dtype(matrix.dtype).kind not in "buif":
+        raise InvalidCountsError(
+            f"{where} holds values of type {matrix.dtype}, not numbers; convert it to counts."
+        )
+
+
+def blocks(matrix: Any) -> Iterator[tuple[int, int, Any]]:
+    """Cut a matrix along the axis it is stored by into (first row, first column, block)."""
+    n_rows, n_columns = matrix.shape
+    by_column = getattr(matrix, "format", None) == "csc"
+    length, width = (n_columns, n_rows) if by_column else (n_rows, n_columns)
+    step = min(BLOCK_ROWS, max(1, BLOCK_ENTRIES // max(1, width)))
+    for start in range(0, length, step):
+        part = slice(start, start + step)
+        if by_column:
+            yield 0, start, _in_memory(matrix[:, part])
+        else:
+            yield start, 0, _in_memory(matrix[part])
+
+
+def holds_counts(matrix: Any) -> bool:
+    """Whether every value of a matrix is a count.
+
+    Examples
+    --------
+    >>> holds_counts(np.array([[0.0, 3.0]])), holds_counts(np.array([[0.5]]))
+    (True, False)
+    """
+    return all(_is_clean(_values(block)) for _, _, block in blocks(matrix))
+
+
+def _in_memory(block: Any) -> Any:
+    """Turn a slice of any matrix into an array or a compressed sparse matrix."""
+    if hasattr(block, "compute"):
+        block = block.compute()
+    if not sparse.issparse(block):
+        return np.asarray(block)
+    return block if block.format in ("csr", "csc") else block.tocsr()
+
+
+def _values(block: Any) -> NDArray[Any]:
+    return block.data if sparse.issparse(block) else block
+
+
+def _is_clean(values: NDArray[Any]) -> bool:
+    """Whether all values are counts; NaN fails every comparison."""
+    if values.size == 0 or values.dtype.kind in "bu":
+        return True
+    if not values.min() >= 0:
+        return False
+    return values.dtype.kind == "i" or bool(
+        np.isfinite(values.max()) and np.array_equal(values, np.rint(values))
+    )
+
+
+def _masks(values: NDArray[Any]) -> dict[str, NDArray[np.bool_]]:
+    """Mark the values of each fault; no value has two."""
+    finite = np.isfinite(values)
+    negative = finite & (values < 0)
+    return {
+        "nan": np.isnan(values),
+        "infinite": np.isinf(values),
+        "negative": negative,
+        "non-integer": finite & ~negative & (values != np.rint(values)),
+    }
+
+
+def _fault(block: Any, mask: NDArray[np.bool_], row: int, column: int) -> _Fault:
+    """Describe the marked values of a block that begins at a row and a column."""
+    if sparse.issparse(block):
+        entries = block.tocoo()
+        rows, columns = entries.row[mask], entries.col[mask]
+    else:
+        rows, columns = np.nonzero(mask)
+    values = _values(block)[mask]
+    top = np.flatnonzero(rows == rows.min())
+    first = top[columns[top].argmin()]
+    place = row + int(rows[first]), column + int(columns[first])
+    return _Fault(len(values), *place, float(values[first]))
+
+
+def _scan(matrix: Any, where: str) -> _Scan:
+    """Pass over the whole matrix once."""
+    n_rows, n_columns = matrix.shape
+    scan = _Scan(np.zeros(n_rows, dtype=bool), np.zeros(n_columns, dtype=bool))
+    for row, column, block in blocks(matrix):
+        if not sparse.issparse(matrix):  # what comes from a file has not been looked at
+            check_structure(block, where)
+        values = _values(block)
+        if values.size == 0:
+            continue
+        scan.maximum = max(scan.maximum, float(values.max()))
+        with np.errstate(invalid="ignore"):
+            of_cells, of_genes = (
+                np.asarray(block.sum(axis=axis, dtype=np.float64)).ravel() for axis in (1, 0)
+            )
+        scan.occupied[row : row + len(of_cells)] |= of_cells > 0
+        scan.expressed[column : column + len(of_genes)] |= of_genes > 0
+        if _is_clean(values):
+            continue
+        for name, mask in _masks(values).items():
+            if mask.any():
+                found = _fault(block, mask, row, column)
+                scan.faults[name] = found.merge(scan.faults.get(name))
+    return scan
+
+
+def _raise_faults(adata: AnnData, layer: str | None, scan: _Scan, allow_noninteger: bool) -> None:
+    tolerated = {"non-integer"} if allow_noninteger else set()
+    for name in FAULTS:
+        if name in scan.faults and name not in tolerated:
+            message = _fault_message(adata, layer, scan, name)
+            raise InvalidCountsError(message, _report(adata, scan))
+
+
+def _report(adata: AnnData, scan: _Scan) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "count": fault.number,
+            "cell": str(adata.obs_names[fault.row]),
+            "gene": str(adata.var_names[fault.column]),
+            "value": fault.value,
+        }
+        for name, fault in scan.faults.items()
+    }
+
+
+def _fault_message(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
+    fault = scan.faults[name]
+    cell, gene = str(adata.obs_names[fault.row]), str(adata.var_names[fault.column])
+    place = f"first: cell {cell!r}, gene {gene!r}"
+    if name not in ("nan", "infinite"):
+        place += f", value {fault.value:g}"
+    remedy = _remedy(adata, layer, scan, name)
+    return f"{_where(layer)} holds {counted(fault.number, *FAULTS[name])} ({place}). {remedy}"
+
+
+def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
+    if name in ("nan", "infinite"):
+        return "Repair them, or drop those cells or genes."
+    looks = ""
+    if "non-integer" in scan.faults and scan.maximum < LOG_CEILING:
+        looks = "It looks scaled" if name == "negative" else "It looks log-normalised"
+        looks += ", and raw counts are needed: "
+    choices = _matrices_of_counts(adata, layer)
+    if choices:
+        shown = ", ".join(choices[:NAMES_SHOWN]) + (", ..." if len(choices) > NAMES_SHOWN else "")
+        advice = f"pass the raw counts (integers are in: {shown})."
+    else:
+        advice = "pass the layer of raw counts as layer=...; no other matrix here holds integers."
+    return looks + advice if looks else advice[0].upper() + advice[1:]
+
+
+def _matrices_of_counts(adata: AnnData, layer: str | None) -> list[str]:
+    """Name the other matrices that hold counts, judged by their first block."""
+    others: dict[str, Any] = {f"layer={key!r}": adata.layers[key] for key in named_layers(adata)}
+    others.pop(f"layer={layer!r}", None)
+    if layer is not None:
+        others["layer=None, that is adata.X"] = adata.X
+    raw = getattr(adata, "raw", None)
+    if raw is not None:
+        place = "adata.raw" if raw.n_vars == adata.n_vars else f"adata.raw, of {raw.n_vars} genes"
+        others[f"{place}; adata.raw.to_adata() makes an AnnData of it"] = raw.X
+    return [name for name, matrix in others.items() if _begins_with_counts(matrix)]
+
+
+def _begins_with_counts(matrix: Any) -> bool:
+    if matrix is None or np.dtype(matrix.dtype).kind not in "buif":
+        return False
+    values = _values(next(blocks(matrix))[2])
+    return bool(_is_clean(values) and values.any())
+
+
+def _check_occupied(adata: AnnData, where: str, scan: _Scan, batch_key: str | None) -> None:
+    """Refuse a matrix, or a batch, without a single count."""
+    if not scan.occupied.any():
+        raise InvalidCountsError(f"{where} holds no counts: every value is zero.")
+    if batch_key is None:
+        return
+    codes, names = pd.factorize(adata.obs[batch_key])
+    hollow = np.flatnonzero(np.bincount(codes, weights=scan.occupied) == 0)
+    if len(hollow):
+        raise InvalidCountsError(
+            f"{where} holds no counts for any of the {int((codes == hollow[0]).sum())} cells of "
+            f"batch {str(names[hollow[0]])!r} (adata.obs[{batch_key!r}]). Drop that batch, or "
+            "restore its counts."
+        )
+
+
+def _remarks(adata: AnnData, layer: str | None, scan: _Scan) -> Iterator[str]:
+    """Say what is odd and yet can be trained on."""
+    if "non-integer" in scan.faults:
+        yield _fault_message(adata, layer, scan, "non-integer")
+    empty = np.flatnonzero(~scan.occupied)
+    if len(empty):
+        yield (
+            f"{_where(layer)}: {counted(len(empty), 'cell has', 'cells have')} no counts "
+            f"(first: {str(adata.obs_names[empty[0]])!r}). Their embedding carries no "
+            "information; sc.pp.filter_cells(adata, min_counts=1) drops them."
+        )
+    repeated = int(adata.obs_names.duplicated().sum())
+    if repeated:
+        yield (
+            f"{counted(repeated, 'cell name repeats', 'cell names repeat')} an earlier one; "
+            "adata.obs_names_make_unique() tells them apart."
+        )
+    if scan.maximum > FLOAT32_LIMIT:
+        yield (
+            f"{_where(layer)} holds counts up to {scan.maximum:.0f}; above 2**24 = "
+            f"{FLOAT32_LIMIT} float32, in which models are trained, rounds them."
+        )

@@ -1,0 +1,1 @@
+"""Compiled loops over counts, and the likelihoods made of them; they know nothing of modules."""

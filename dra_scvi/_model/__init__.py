@@ -1,0 +1,1 @@
+"""The model class: scvi-tools' interface around module, data, training and folder."""

@@ -1,0 +1,1 @@
+"""The neural networks and the mathematics: prior, discriminators, divergences, embedding."""

@@ -1,0 +1,529 @@
+"""DRAVAE: scVI's autoencoder with a choice of prior and the discriminators of dual matching."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module import VAE
+from scvi.module.base import LossOutput, auto_move_data
+from torch.distributions import Poisson, kl_divergence
+from torch.func import functional_call
+
+from dra_scvi._compat import MODULE_KEYS
+from dra_scvi._kernels.likelihood import count_log_prob, log_counts, log_expression
+from dra_scvi._module.embedding import Embedding, with_present_names
+from dra_scvi._module.matching import DIVERGENCES, scale_gradient
+from dra_scvi._module.networks import Discriminator, set_decoder_widths, set_widths
+from dra_scvi._module.priors import PRIORS, MixturePrior, NormalPrior, Prior, default_prior
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from torch import Tensor, nn
+
+PriorName = Literal["normal", "uniform", "mixture"]
+DivergenceName = Literal["bhattacharyya", "jensen-shannon"]
+
+# Profiles of all genes tell a discriminator more than codes do, at a hundred times the cost: it
+# looks at a part of each minibatch, whose cells come in random order.
+DATA_SHARE = 0.25
+MIN_DATA_CELLS = 32
+# a plane, into which cells have to be folded
+FLAT_N_LATENT = 2
+
+
+def hidden_widths(n_hidden: int | Sequence[int], n_layers: int | None, n_latent: int) -> list[int]:
+    """Return the width of each hidden layer of the encoder.
+
+    Examples
+    --------
+    >>> hidden_widths(128, None, 10), hidden_widths(128, None, 2), hidden_widths([64, 32], None, 2)
+    ([128], [128, 128], [64, 32])
+    """
+    if not isinstance(n_hidden, int | np.integer):
+        return list(n_hidden)
+    if n_layers is None:
+        n_layers = 2 if n_latent <= FLAT_N_LATENT else 1
+    return [int(n_hidden)] * n_layers
+
+
+def _alone(scores: Tensor) -> Tensor:
+    return scores
+
+
+class DRAVAE(VAE):
+    """Adversarial variational autoencoder with dual matching (AVAE-DM).
+
+    Everything is inherited from :class:`~scvi.module.VAE` but for
+
+    - the prior of the codes (normal, uniform or a learned mixture of Gaussians),
+    - hidden layers of unequal width, when `n_hidden` is a list,
+    - the likelihood of ZINB and NB, computed with
+      :func:`~dra_scvi._kernels.likelihood.count_log_prob`,
+    - two discriminators: one holds codes against the prior, the other reconstructions against
+      the data; :meth:`matching` returns both divergences. :meth:`loss` stays the evidence lower
+      bound alone, equal to scVI's under a normal prior.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_batch
+        Number of batches.
+    n_labels
+        Number of labels.
+    n_hidden
+        Width of the hidden layers: one number for all `n_layers`, or one number per layer of the
+        encoder, which the decoder takes in reverse.
+    n_latent
+        Dimensions of a code.
+    n_layers
+        Number of hidden layers; `None` for one, or for two with two latent dimensions or fewer.
+        Ignored when `n_hidden` is a list.
+    n_continuous_cov
+        Number of continuous covariates.
+    n_cats_per_cov
+        Number of categories of each categorical covariate.
+    dropout_rate
+        Dropout rate of the encoder.
+    dispersion
+        Flexibility of the dispersion, as in :class:`~scvi.module.VAE`.
+    gene_likelihood
+        Distribution of the counts, as in :class:`~scvi.module.VAE`.
+    latent_distribution
+        Distribution of the codes, as in :class:`~scvi.module.VAE`; `"ln"` needs the normal prior.
+    use_observed_lib_size
+        Whether a cell's library size is its observed total.
+    prior
+        Prior of the codes: `"normal"`, `"uniform"` or `"mixture"`; `None` for a mixture, or for
+        the normal where `latent_distribution` is `"ln"`.
+    n_components
+        Number of Gaussians of the mixture prior.
+    prior_anchor
+        Weight of the standard normal in the mixture prior, between 0 and 1: how much it costs
+        clusters to lie far apart.
+    divergence
+        What the discriminators estimate: `"bhattacharyya"` or `"jensen-shannon"`.
+    n_hidden_discriminator
+        Width of each hidden layer of both discriminators.
+    n_neighbors
+        Training cells around a code, to whose mean :attr:`embedding` moves it; 0 for none.
+    **vae_kwargs
+        Further arguments of :class:`~scvi.module.VAE`.
+
+    References
+    ----------
+    Lin, Mukherjee & Kannan, BMC Bioinformatics 21 (2020) 64; Lopez et al., Nature Methods 15
+    (2018) 1053.
+    """
+
+    # what both discriminators are made of; subclasses may put a network of their own here
+    _discriminator_cls: type[torch.nn.Module] = Discriminator
+
+    def __init__(
+        self,
+        n_input: int,
+        n_batch: int = 0,
+        n_labels: int = 0,
+        n_hidden: int | Sequence[int] = 128,
+        n_latent: int = 10,
+        n_layers: int | None = None,
+        n_continuous_cov: int = 0,
+        n_cats_per_cov: list[int] | None = None,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        latent_distribution: Literal["normal", "ln"] = "normal",
+        use_observed_lib_size: bool = True,
+        prior: PriorName | None = None,
+        n_components: int = 20,
+        prior_anchor: float = 0.5,
+        divergence: DivergenceName = "bhattacharyya",
+        n_hidden_discriminator: Sequence[int] = (64,),
+        n_neighbors: int = 30,
+        **vae_kwargs: Any,
+    ) -> None:
+        widths = hidden_widths(n_hidden, n_layers, n_latent)
+        super().__init__(
+            n_input,
+            n_batch=n_batch,
+            n_labels=n_labels,
+            n_hidden=widths[-1],
+            n_latent=n_latent,
+            n_layers=len(widths),
+            n_continuous_cov=n_continuous_cov,
+            n_cats_per_cov=n_cats_per_cov,
+            dropout_rate=dropout_rate,
+            dispersion=dispersion,
+            gene_likelihood=gene_likelihood,
+            latent_distribution=latent_distribution,
+            use_observed_lib_size=use_observed_lib_size,
+            **vae_kwargs,
+        )
+        if len(set(widths)) > 1:
+            set_widths(self.z_encoder.encoder, widths)
+            set_decoder_widths(self.decoder, widths[::-1])
+        self.prior = _make_prior(prior, n_latent, latent_distribution, n_components, prior_anchor)
+        self.divergence = _choose(DIVERGENCES, "divergence", divergence)
+        self.embedding = Embedding(n_latent, n_neighbors)
+        make = self._discriminator_cls
+        self.latent_discriminator = make(n_latent, n_hidden_discriminator, n_batch)
+        self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)
+
+    @auto_move_data
+    def _regular_inference(
+        self,
+        x: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        n_samples: int = 1,
+    ) -> dict[str, Any]:
+        """Run the inference process of :class:`~scvi.module.VAE`, with a compiled logarithm."""
+        log_x = log_counts(x) if self.log_variational else x
+        qz, z = self._encode(self.z_encoder, log_x, batch_index, cont_covs, cat_covs)
+        ql, library = None, x.sum(1).log().unsqueeze(1)
+        if not self.use_observed_lib_size:
+            ql, library = self._encode(self.l_encoder, log_x, batch_index, cont_covs, cat_covs)
+        if n_samples > 1:
+            z = self.z_encoder.z_transformation(qz.sample((n_samples,)))
+            library = library.expand(n_samples, -1, -1) if ql is None else ql.sample((n_samples,))
+        return {
+            MODULE_KEYS.Z_KEY: z,
+            MODULE_KEYS.QZ_KEY: qz,
+            MODULE_KEYS.QL_KEY: ql,
+            MODULE_KEYS.LIBRARY_KEY: library,
+        }
+
+    def _encode(
+        self,
+        encoder: Callable[..., Any],
+        log_x: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None,
+        cat_covs: Tensor | None,
+    ) -> Any:
+        """Hand an encoder the covariates that it was built for, along with log counts."""
+        inputs: list[Tensor] = [log_x]
+        categories: list[Tensor] = []
+        if self.encode_covariates:
+            inputs += [cont_covs] if cont_covs is not None else []
+            categories += torch.split(cat_covs, 1, dim=1) if cat_covs is not None else []
+        if self.batch_representation != "embedding":
+            categories.insert(0, batch_index)
+        elif self.encode_covariates:
+            inputs.append(self.compute_embedding(REGISTRY_KEYS.BATCH_KEY, batch_index))
+        return encoder(torch.cat(inputs, -1) if len(inputs) > 1 else log_x, *categories)
+
+    def calibrate(self, minibatches: Iterable[dict[str, Tensor]]) -> bool:
+        """Fit :attr:`embedding` to some cells.
+
+        Expression is ``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, the scale of
+        log-normalised counts, or the mean under a normal likelihood.
+
+        Parameters
+        ----------
+        minibatches
+            Minibatches of the cells to go by.
+
+        Returns
+        -------
+        Whether codes and expression are finite; all is left as it was if not.
+        """
+        parts = []
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            for tensors in minibatches:
+                inference, generative = self.forward(tensors, compute_loss=False)
+                px = generative[MODULE_KEYS.PX_KEY]
+                is_count = self.gene_likelihood != "normal"
+                expression = torch.log1p(1e4 * px.scale) if is_count else px.mean
+                z, qz = inference[MODULE_KEYS.Z_KEY], inference[MODULE_KEYS.QZ_KEY]
+                batch = tensors[REGISTRY_KEYS.BATCH_KEY].view(-1)
+                parts.append([part.cpu() for part in (z, expression, qz.loc, batch)])
+            whole = [torch.cat(part) for part in zip(*parts, strict=True)]
+        return self.embedding.fit(*whole)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        with_present_names(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def gene_weight(self) -> Tensor:
+        """Weights of the encoder's first layer on the genes, shape ``(n_genes, n_hidden)``."""
+        return self._first_layer.weight[:, : self.n_input].T
+
+    @property
+    def _first_layer(self) -> nn.Linear:
+        return self.z_encoder.encoder.fc_layers[0][0]
+
+    def _get_inference_input(
+        self, tensors: dict[str, Tensor | None], full_forward_pass: bool = False
+    ) -> dict[str, Any]:
+        """Hand a module that was trained in double precision what it can multiply."""
+        inputs = super()._get_inference_input(tensors, full_forward_pass)
+        dtype = self.z_encoder.mean_encoder.weight.dtype
+        if dtype != torch.float64:
+            return inputs
+        return {
+            name: value.to(dtype) if value is not None and value.is_floating_point() else value
+            for name, value in inputs.items()
+        }
+
+    @torch.inference_mode()
+    @auto_move_data
+    def posterior(
+        self,
+        projection: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(z|x), shape ``(n_cells, n_latent)`` each; nothing is sampled.
+
+        Parameters
+        ----------
+        projection
+            What the encoder sees of the genes, times :attr:`gene_weight`, shape
+            ``(n_cells, n_hidden)``: a product that sparse counts make short.
+        batch_index
+            Batch of each cell, shape ``(n_cells, 1)``.
+        cont_covs
+            Continuous covariates.
+        cat_covs
+            Categorical covariates.
+        """
+        encoder = self.z_encoder
+        no_genes = projection[:, :0]
+        rest = {"fc_layers.Layer 0.0.weight": self._first_layer.weight[:, self.n_input :]}
+
+        def hidden_layers(*inputs: Tensor) -> Tensor:
+            return functional_call(encoder.encoder, rest, inputs)
+
+        with self._first_layer.register_forward_hook(lambda *outputs: outputs[-1] + projection):
+            hidden = self._encode(hidden_layers, no_genes, batch_index, cont_covs, cat_covs)
+        variance = encoder.var_activation(encoder.var_encoder(hidden)) + encoder.var_eps
+        return encoder.mean_encoder(hidden), variance
+
+    @auto_move_data
+    def generative(
+        self,
+        z: Tensor,
+        library: Tensor,
+        batch_index: Tensor,
+        cont_covs: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        size_factor: Tensor | None = None,
+        y: Tensor | None = None,
+        transform_batch: Tensor | None = None,  # scvi-tools' getters look for this name
+    ) -> dict[str, Any]:
+        """Run the generative process of :class:`~scvi.module.VAE` under the prior chosen."""
+        if z.ndim > 2 and self.batch_representation == "embedding":
+            batch_index = batch_index.expand(len(z), *batch_index.shape)
+        outputs = super().generative(
+            z, library, batch_index, cont_covs, cat_covs, size_factor, y, transform_batch
+        )
+        if not isinstance(self.prior, NormalPrior):
+            outputs[MODULE_KEYS.PZ_KEY] = self.prior
+        return outputs
+
+    def compute_embedding(self, key: str, indices: Tensor) -> Tensor:
+        """Embed `indices`, shape ``(..., 1)``, also where several codes are drawn for a cell.
+
+        scvi-tools flattens them, and fails to join the embedding to more than one code.
+        """
+        embedded = super().compute_embedding(key, indices)
+        return embedded.view(*indices.shape[:-1], -1) if indices.ndim > 2 else embedded
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: Tensor | float = 1.0,
+    ) -> LossOutput:
+        """Return the negative evidence lower bound, weighted by `kl_weight`; no adversarial term.
+
+        ``L_AE = E_q[-ln p(x | z, l, b)] + kl_weight · KL(q(z|x) ‖ p(z)) + KL(q(l|x) ‖ p(l))``
+        """
+        qz, z = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.Z_KEY]
+        kl_z = self.prior.kl(qz, z)
+        kl_l = torch.zeros_like(kl_z)
+        if not self.use_observed_lib_size:
+            ql = inference_outputs[MODULE_KEYS.QL_KEY]
+            kl_l = kl_divergence(ql, generative_outputs[MODULE_KEYS.PL_KEY]).sum(-1)
+        reconstruction = -self._log_likelihood(
+            tensors[REGISTRY_KEYS.X_KEY], generative_outputs[MODULE_KEYS.PX_KEY]
+        )
+        return LossOutput(
+            loss=(reconstruction + kl_weight * kl_z + kl_l).mean(),
+            reconstruction_loss=reconstruction,
+            kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: kl_z},
+            extra_metrics=self._autotune_payload(tensors, z),
+        )
+
+    def _autotune_payload(self, tensors: dict[str, Tensor], z: Tensor) -> dict[str, Tensor]:
+        """Return what scvi-tools' tuning of integration scores wants to see."""
+        if not self.extra_payload_autotune:
+            return {}
+        batch, labels = tensors[REGISTRY_KEYS.BATCH_KEY], tensors[REGISTRY_KEYS.LABELS_KEY]
+        return {"z": z, "batch": batch, "labels": labels}
+
+    def _log_likelihood(self, x: Tensor, px: Any) -> Tensor:
+        """Log-probability of each cell's counts, shape ``(n_cells,)``."""
+        if self.gene_likelihood == "poisson":
+            # a rate of 0, in cells without counts, has no gradient
+            rate = px.rate.clamp_min(torch.finfo(px.rate.dtype).tiny)
+            return Poisson(rate).log_prob(x).sum(-1)
+        if self.gene_likelihood not in ("zinb", "nb") or px.mu.ndim != 2:
+            return px.log_prob(x).sum(-1)
+        # `px` holds θ expanded to every cell
+        theta = self.px_r.exp() if self.dispersion == "gene" else px.theta
+        zi_logits = px.zi_logits if self.gene_likelihood == "zinb" else None
+        return count_log_prob(x, px.mu, theta, zi_logits)
+
+    def matching(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        latent_weight: float = 1.0,
+        data_weight: float = 1.0,
+        gather: Callable[[Tensor], Tensor] = _alone,
+    ) -> dict[str, Tensor]:
+        """Both divergences of dual matching, with the gradient of a two-player game.
+
+        Where a divergence is *subtracted* from the loss, one backward pass makes its discriminator
+        ascend and, through :func:`~dra_scvi._module.matching.scale_gradient`, the autoencoder
+        descend on it with the given weight. A term of weight 0 is left out. Data are matched on
+        the first quarter of the minibatch, or 32 cells where that is less.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch, its cells in random order.
+        inference_outputs
+            Outputs of :meth:`inference`.
+        generative_outputs
+            Outputs of :meth:`generative`.
+        latent_weight
+            λ_z, weight for the autoencoder of the divergence of codes from the prior.
+        data_weight
+            λ_x, weight for the autoencoder of the divergence of reconstructions from the data.
+        gather
+            From the scores of this minibatch to those of all that are trained on together.
+
+        Returns
+        -------
+        `"latent_divergence"` and `"data_divergence"` in nats, as far as their weights are not 0.
+        """
+        batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
+
+        def estimate(h_real: Tensor, h_fake: Tensor) -> Tensor:
+            return DIVERGENCES[self.divergence](gather(h_real), gather(h_fake))
+
+        terms = {}
+        if latent_weight:
+            z = inference_outputs[MODULE_KEYS.Z_KEY]
+            prior_z = self.z_encoder.z_transformation(self.prior.sample(len(z)))
+            score = partial(self.latent_discriminator, batch_index=batch_index)
+            z = scale_gradient(z, -latent_weight)
+            terms["latent_divergence"] = estimate(score(prior_z), score(z))
+        if data_weight:
+            x, x_hat = self._expression(tensors, generative_outputs)
+            score = partial(self.data_discriminator, batch_index=batch_index[: len(x)])
+            x_hat = scale_gradient(x_hat, -data_weight)
+            terms["data_divergence"] = estimate(score(x), score(x_hat))
+        return terms
+
+    def _expression(
+        self, tensors: dict[str, Tensor], generative_outputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Return data and means of some cells, as log1p of counts scaled to their mean depth."""
+        x, px = tensors[REGISTRY_KEYS.X_KEY], generative_outputs[MODULE_KEYS.PX_KEY]
+        some = slice(max(MIN_DATA_CELLS, round(DATA_SHARE * len(x))))
+        x = x[some]
+        if self.gene_likelihood == "normal":
+            return x, px.mean[some]
+        depth = x.sum(-1, keepdim=True).clamp_min(1.0)
+        scale = depth.mean() / depth
+        if self.gene_likelihood == "poisson":
+            return log_counts(x, scale), torch.log1p(px.mean[some] * scale)
+        zi_logits = px.zi_logits[some] if self.gene_likelihood == "zinb" else None
+        return log_counts(x, scale), log_expression(px.mu[some], zi_logits, scale)
+
+    @torch.inference_mode()
+    @auto_move_data
+    def marginal_ll(
+        self,
+        tensors: dict[str, Tensor],
+        n_mc_samples: int,
+        return_mean: bool = False,
+        n_mc_samples_per_pass: int = 1,
+    ) -> Tensor | float:
+        """Log marginal likelihood of each cell by importance sampling from q(z|x).
+
+        As in :class:`~scvi.module.VAE`, under the prior that the model was given.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch.
+        n_mc_samples
+            Number of codes drawn for each cell.
+        return_mean
+            Whether to return the mean over the cells.
+        n_mc_samples_per_pass
+            Number of codes drawn in one pass.
+        """
+        n_per_pass = min(n_mc_samples_per_pass, n_mc_samples)
+        n_passes = math.ceil(n_mc_samples / n_per_pass)
+        weights = [self._log_importance(tensors, n_per_pass) for _ in range(n_passes)]
+        log_weights = torch.cat(weights)
+        log_likelihood = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+        return log_likelihood.mean().item() if return_mean else log_likelihood.cpu()
+
+    def _log_importance(self, tensors: dict[str, Tensor], n_samples: int) -> Tensor:
+        """``ln p(x, z, l) - ln q(z, l | x)`` at sampled codes, shape ``(n_samples, n_cells)``."""
+        inference, generative, losses = self.forward(
+            tensors,
+            inference_kwargs={"n_samples": n_samples},
+            get_inference_input_kwargs={"full_forward_pass": True},
+        )
+        qz, z = inference[MODULE_KEYS.QZ_KEY], inference[MODULE_KEYS.Z_KEY]
+        log_weight = (
+            self.prior.log_prob(z)
+            - qz.log_prob(z).sum(-1)
+            - losses.dict_sum(losses.reconstruction_loss)
+        )
+        if not self.use_observed_lib_size:
+            library = inference[MODULE_KEYS.LIBRARY_KEY]
+            ql, pl = inference[MODULE_KEYS.QL_KEY], generative[MODULE_KEYS.PL_KEY]
+            log_weight = log_weight + (pl.log_prob(library) - ql.log_prob(library)).sum(-1)
+        return log_weight.reshape(n_samples, -1)
+
+
+def _make_prior(
+    name: str | None, n_latent: int, latent_distribution: str, n_components: int, anchor: float
+) -> Prior:
+    name = name or default_prior(latent_distribution)
+    prior_cls = PRIORS[_choose(PRIORS, "prior", name)]
+    if latent_distribution != "normal" and name != "normal":
+        raise ValueError(
+            f"prior={name!r} needs latent_distribution='normal', not {latent_distribution!r}."
+        )
+    if prior_cls is MixturePrior:
+        return MixturePrior(n_latent, n_components, anchor)
+    return prior_cls(n_latent)
+
+
+def _choose(choices: Collection[str], argument: str, value: str) -> str:
+    if value not in choices:
+        names = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{argument} must be one of {names}, not {value!r}.")
+    return value

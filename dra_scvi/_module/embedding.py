@@ -1,0 +1,97 @@
+"""What is done to codes after training: noise averaged out, axes of expression, tempered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dra_scvi._module.axes import expression_axes, tempered
+from dra_scvi._module.neighborhood import Neighborhood
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Embedding(nn.Module):
+    """The map from a code to where distances mean most; the identity until :meth:`fit`.
+
+    A code is moved to the mean of the codes of similar training cells
+    (:class:`~dra_scvi._module.neighborhood.Neighborhood`) and put on axes of expression
+    (:func:`~dra_scvi._module.axes.expression_axes`) of tempered lengths
+    (:func:`~dra_scvi._module.axes.tempered`).
+
+    Parameters
+    ----------
+    n_latent
+        Dimensions of a code.
+    n_neighbors
+        Cells in a neighbourhood; 0 leaves out the first step.
+
+    Examples
+    --------
+    >>> codes = torch.randn(5, 3)
+    >>> torch.equal(Embedding(n_latent=3, n_neighbors=30)(codes), codes)
+    True
+    """
+
+    def __init__(self, n_latent: int, n_neighbors: int) -> None:
+        super().__init__()
+        self.neighborhood = Neighborhood(n_latent, n_neighbors)
+        self.axes: Tensor
+        self.register_buffer("axes", torch.eye(n_latent))
+
+    @torch.inference_mode()
+    def forward(self, codes: Tensor, average: bool = True) -> Tensor:
+        """Embed codes.
+
+        Parameters
+        ----------
+        codes
+            Codes in the coordinates of the decoder, shape ``(n_cells, n_latent)``.
+        average
+            Whether to move them to the mean of similar ones, before they are put on the axes.
+
+        Returns
+        -------
+        Shape ``(n_cells, n_latent)``.
+        """
+        codes = codes.to(self.axes)
+        return (self.neighborhood(codes) if average else codes) @ self.axes
+
+    def fit(self, samples: Tensor, expression: Tensor, means: Tensor, batches: Tensor) -> bool:
+        """Learn the map from training cells.
+
+        Parameters
+        ----------
+        samples
+            A code drawn from the posterior of each cell, shape ``(n_cells, n_latent)``.
+        expression
+            What the decoder makes of them, shape ``(n_cells, n_genes)``.
+        means
+            Posterior means, shape ``(n_cells, n_latent)``.
+        batches
+            Batch of each cell, shape ``(n_cells,)``.
+
+        Returns
+        -------
+        Whether codes and expression are finite; the map is left as it was if not.
+        """
+        if not all(bool(torch.isfinite(part).all()) for part in (samples, expression, means)):
+            return False
+        self.neighborhood.fit(means, batches)
+        averages = self.neighborhood(means.to(self.axes)).to(means)
+        axes = expression_axes(samples, expression, averages, batches)
+        self.axes.copy_(tempered(axes, averages, batches))
+        return True
+
+
+def with_present_names(state: dict[str, Any], prefix: str = "") -> None:
+    """Rename, in place, what earlier versions saved of the map beside the module's own parts."""
+    for old, new in (
+        ("code_axes", "embedding.axes"),
+        ("neighborhood.", "embedding.neighborhood."),
+    ):
+        for name in [name for name in state if name.startswith(prefix + old)]:
+            state[prefix + new + name.removeprefix(prefix + old)] = state.pop(name)

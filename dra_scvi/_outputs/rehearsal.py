@@ -1,0 +1,243 @@
+"""A rehearsal before any work: every output is opened, and is neither another one nor an input."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from dra_scvi._outputs.drafts import clear_dead_drafts, destination, name_draft, plain_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Output", "make_folders", "rehearse", "remove_empty"]
+
+Kind = Literal["file", "folder", "results", "log", "table"]
+FOLDERS = ("folder", "results")
+
+BLOCK = 4096
+# the files of an input folder that a command reads; others may lie beside them
+READ_FROM_FOLDERS = (".mtx", ".mtx.gz", "labels.txt", "model.pt", "manifest.json", "adata.h5ad")
+ZARR_MARKS = (".zgroup", "zarr.json")
+
+
+class Output(NamedTuple):
+    """Something that a command is going to write.
+
+    Parameters
+    ----------
+    option
+        How the user named it, such as ``"--output"``.
+    path
+        Where.
+    kind
+        ``"file"`` and ``"folder"`` are new unless they may be replaced, ``"results"`` are a
+        folder that may be there without files; a ``"log"`` is added to, and a ``"table"`` as
+        well, by a command that looks itself at what is there.
+    """
+
+    option: str
+    path: Path
+    kind: Kind = "file"
+
+
+def rehearse(outputs: Sequence[Output], inputs: Mapping[str, Path], force: bool) -> list[Path]:
+    """Try to write every output, in a draft that is removed again; make missing folders.
+
+    Parameters
+    ----------
+    outputs
+        All that is going to be written.
+    inputs
+        From how the user named it to what is going to be read.
+    force
+        Whether files and folders that exist may be replaced.
+
+    Returns
+    -------
+    Folders that were made, the innermost last.
+
+    Raises
+    ------
+    FileExistsError
+        When something is in the way: an output that exists, a folder in place of a file or a file
+        in place of a folder, or another output or an input of the same name, also through links.
+    OSError
+        When the system refuses, as for want of permission or of room.
+
+    Examples
+    --------
+    >>> same = [Output("--output", Path("a.h5ad")), Output("--json", Path("./a.h5ad"))]
+    >>> rehearse(same, {}, force=True)
+    Traceback (most recent call last):
+    ...
+    FileExistsError: --json ./a.h5ad: the same file as --output; choose another name
+    """
+    for output in outputs:
+        _look_up(output.path)
+    _check_distinct(outputs)
+    for output in outputs:
+        _check_not_read(output, inputs)
+        _check_free(output, force)
+    made: list[Path] = []
+    try:
+        for output in outputs:
+            made += make_folders(output.path)
+            _try_writing(output)
+    except BaseException:
+        remove_empty(made)
+        raise
+    return made
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Make the folders in which an output is to lie, and return those that were missing.
+
+    Parameters
+    ----------
+    path
+        The output.
+
+    Raises
+    ------
+    FileExistsError
+        When one of them is a file.
+    OSError
+        When the system refuses.
+    """
+    folder = destination(path).parent
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    existing = missing[-1].parent if missing else folder
+    if not existing.is_dir():
+        raise FileExistsError(
+            f"cannot write {path}: the output folder {existing} is a file; choose another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"the output folder cannot be made ({os.strerror(error.errno or 0)})"
+        raise OSError(error.errno, text, str(folder)) from error
+    return missing[::-1]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that were made, unless something lies in them.
+
+    Parameters
+    ----------
+    folders
+        The innermost last.
+    """
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _check_distinct(outputs: Sequence[Output]) -> None:
+    for position, output in enumerate(outputs):
+        for other in outputs[:position]:
+            if _is_same(output.path, other.path):
+                raise FileExistsError(
+                    f"{output.option} {output.path}: the same file as {other.option}; choose "
+                    "another name"
+                )
+            for inner, outer in ((output, other), (other, output)):
+                if outer.kind in FOLDERS and _is_within(inner.path, outer.path):
+                    raise FileExistsError(
+                        f"{inner.option} {inner.path}: lies in the folder of {outer.option}; "
+                        "choose another folder"
+                    )
+
+
+def _check_not_read(output: Output, inputs: Mapping[str, Path]) -> None:
+    for name, path in inputs.items():
+        if _is_same(output.path, path):
+            raise FileExistsError(
+                f"{output.option} {output.path}: the same as {name}, which is never written to; "
+                "choose another name"
+            )
+        if not path.is_dir() or not _is_within(output.path, path):
+            continue
+        is_store = any((path / mark).exists() for mark in ZARR_MARKS)
+        if is_store or output.path.name.endswith(READ_FROM_FOLDERS):
+            raise FileExistsError(
+                f"{output.option} {output.path}: a file of {name}, which is never written to; "
+                "choose another folder"
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two names are of one file: one inode, or, where there is none yet, one place."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(one.stat(), other.stat())
+    real, other_real = (os.path.realpath(path) for path in (one, other))
+    # on some file systems names that differ in case only are the same
+    return real == other_real or (
+        real.casefold() == other_real.casefold() and not (one.exists() or other.exists())
+    )
+
+
+def _is_within(inner: Path, outer: Path) -> bool:
+    return Path(os.path.realpath(outer)) in Path(os.path.realpath(inner)).parents
+
+
+def _check_free(output: Output, force: bool) -> None:
+    option, path, kind = output
+    wanted_folder = kind in FOLDERS
+    is_kept = kind in ("log", "table") or (kind == "results" and _is_empty_folder(path))
+    if os.path.lexists(path) and not force and not is_kept:
+        raise FileExistsError(f"{path} exists; pass --force to replace it, or choose another name")
+    if path.exists() and path.is_dir() != wanted_folder:
+        found, wanted = ("file", "folder") if wanted_folder else ("folder", "file")
+        raise FileExistsError(
+            f"{option} {path}: there is a {found} of this name, where a {wanted} is to be "
+            "written; choose another name"
+        )
+    if path.exists() and not wanted_folder and not path.is_file():
+        raise FileExistsError(f"{option} {path}: not a plain file; choose another name")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _try_writing(output: Output) -> None:
+    """Write a little on the file system of an output, so that no refusal comes at the end."""
+    path = destination(output.path)
+    draft = name_draft(path)
+    if output.kind in FOLDERS and path.is_dir():
+        draft = name_draft(path / path.name)
+    _look_up(path)
+    try:
+        clear_dead_drafts(path)
+        with draft.open("xb") as file:
+            file.write(bytes(BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+        if output.kind == "log" and path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        raise _refusal(error, path) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _look_up(path: Path) -> None:
+    """Refuse a name that the file system does not take, such as one that is too long."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise _refusal(error, path) from error
+
+
+def _refusal(error: OSError, path: Path) -> OSError:
+    """Say of the output what the system said of its draft."""
+    plain = plain_error(error, path)
+    if isinstance(plain, PermissionError) and not os.access(path.parent, os.W_OK):
+        text = "the output folder may not be written to"
+        return OSError(plain.errno, text, str(path.parent))
+    return plain or error

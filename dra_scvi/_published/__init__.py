@@ -1,0 +1,1 @@
+"""The released program, quirks included, alone: nothing else depends on it but `tl`."""

@@ -1,0 +1,1 @@
+"""How a module is trained: plan, checkpoints, identity, interrupts, divergence, processes."""

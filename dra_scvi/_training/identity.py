@@ -1,0 +1,274 @@
+"""What makes a training the one it is: cells, seed, settings, device and versions, compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS, settings
+
+from dra_scvi._data.stored import is_stored, read_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning.pytorch import LightningModule
+    from scvi.data import AnnDataManager
+
+    from dra_scvi._model.dra import DRA
+
+Identity = dict[str, dict[str, Any]]
+
+__all__ = ["Identity", "check_identity", "training_identity"]
+
+# what must be the same to the last digit, and what but for its last number
+OWN_VERSION, OTHER_VERSIONS = "dra_scvi", ("scvi-tools", "torch", "lightning", "numpy", "numba")
+TRAINER = (
+    "max_epochs",
+    "max_steps",
+    "min_epochs",
+    "min_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_algorithm",
+    "check_val_every_n_epoch",
+    "limit_train_batches",
+    "limit_val_batches",
+    "precision",
+)
+SPLITTER = (
+    "n_train",
+    "n_val",
+    "train_size",
+    "validation_size",
+    "shuffle_set_split",
+    "load_sparse_tensor",
+    "drop_last",
+)
+EARLY_STOPPING = ("monitor", "mode", "patience", "min_delta", "warmup_epochs")
+NOT_OF_THE_PLAN = {"training", "prepare_data_per_node", "n_obs_training", "n_obs_validation"}
+ROWS_SAMPLED = 256
+
+
+def training_identity(
+    model: DRA, plan: LightningModule, trainer: Any, seed: int | None
+) -> Identity:
+    """Describe a training by everything that its result depends on.
+
+    Counts in memory are hashed whole; of counts in a file, or in chunks, shape, row lengths where
+    they are stored, and rows sampled at equal distances. Of settings those count that hold, given
+    or not.
+
+    Parameters
+    ----------
+    model
+        What is trained.
+    plan
+        How.
+    trainer
+        On what, and for how long; its data module is set up.
+    seed
+        Seed of the training.
+
+    Returns
+    -------
+    Plain data in three parts: ``"settings"``, ``"versions"``, and in ``"split"`` what follows from
+    the others.
+    """
+    manager, data = model.adata_manager, trainer.datamodule
+    device = trainer.strategy.root_device.type
+    found = {
+        "seed": seed,
+        "model": type(model).__name__,
+        **_cells(manager),
+        **model.init_params_["non_kwargs"],
+        **{name: v for part in model.init_params_["kwargs"].values() for name, v in part.items()},
+        **{name: getattr(trainer, name, None) for name in TRAINER},
+        **_plan_settings(plan),
+        "early_stopping": _early_stopping(trainer),
+        "gradient_clip_val of the trainer": trainer.gradient_clip_val,
+        **{name: getattr(data, name, None) for name in SPLITTER},
+        "batch_size": settings.batch_size,
+        **getattr(data, "data_loader_kwargs", {}),
+        "device": device,
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads() if device == "cpu" else None,
+    }
+    split = [np.asarray(getattr(data, f"{part}_idx", ())) for part in ("train", "val", "test")]
+    return {
+        "settings": {name: _plain(value) for name, value in found.items()},
+        "versions": {name: version(name) for name in (OWN_VERSION, *OTHER_VERSIONS)},
+        "split": {"cells trained on": {"digest": _digest(*split)}},
+    }
+
+
+def check_identity(path: Path, saved: Identity, now: Identity) -> None:
+    """Check that a checkpoint is of the training at hand.
+
+    A version that differs in its last number only is warned of: results may differ then, in their
+    last digits.
+
+    Parameters
+    ----------
+    path
+        The checkpoint.
+    saved
+        Identity of the training that it is of.
+    now
+        Identity of this training.
+
+    Raises
+    ------
+    ValueError
+        When it is another one; the message names every difference.
+    """
+    versions = _differences(saved["versions"], now["versions"])
+    patches = [name for name in versions if _is_patch(name, saved["versions"], now["versions"])]
+    different = _differences(saved["settings"], now["settings"])
+    different |= {name: text for name, text in versions.items() if name not in patches}
+    # another seed leads to another split: what follows is no news
+    different = different or _differences(saved["split"], now["split"])
+    if different:
+        raise ValueError(
+            f"{path} is of another training ({'; '.join(different.values())}): go on with what "
+            "it was begun with, or delete it to start from the beginning."
+        )
+    if patches:
+        warnings.warn(
+            f"going on from {path} with other versions "
+            f"({'; '.join(versions[name] for name in patches)}): results may differ from those "
+            "of a run without a stop in their last digits",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Say of everything that differs what it was and what it is."""
+    names = dict.fromkeys([*now, *saved])
+    return {n: _difference(n, saved, now) for n in names if _of(saved, n) != _of(now, n)}
+
+
+def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
+    was, is_now = _of(saved, name), _of(now, name)
+    if not all(isinstance(value, dict) and "digest" in value for value in (was, is_now)):
+        return f"{name}: {_shown(was)} in the checkpoint, {_shown(is_now)} now"
+    if was.get("sum", 0) == is_now.get("sum", 1):
+        return f"{name}: in another order"
+    if was.get("n") != is_now.get("n"):
+        return f"{name}: {was.get('n')} in the checkpoint, {is_now.get('n')} now"
+    return f"{name}: others than in the checkpoint"
+
+
+def _of(facts: dict[str, Any], name: str) -> Any:
+    return facts.get(name, "not set")
+
+
+def _shown(value: Any) -> str:
+    return value if value == "not set" else repr(value)
+
+
+def _is_patch(name: str, saved: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Tell whether two versions differ in no more than their last number."""
+    first, second = (str(facts.get(name)).split(".")[:2] for facts in (saved, now))
+    return name in OTHER_VERSIONS and first == second
+
+
+def _cells(manager: AnnDataManager) -> dict[str, Any]:
+    """Describe what is registered: names, counts, batches, covariates."""
+    setup = manager.registry["setup_args"]
+    fields = manager.registry["field_registries"]
+    found = {name: value for name, value in setup.items() if name != "allow_noninteger"}
+    found["cells"] = _of_names(manager.adata.obs_names)
+    found["genes"] = _of_names(manager.adata.var_names)
+    counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+    found["kind of counts"] = _kind(counts)
+    found["counts"] = {"digest": _digest(*_parts(counts))}
+    for key in manager.data_registry:
+        if key != REGISTRY_KEYS.X_KEY:
+            values = manager.get_from_registry(key)
+            names = json.dumps(_plain(fields[key]["state_registry"])).encode()
+            digest = _digest(_hashes(values), np.frombuffer(names, np.uint8))
+            found[f"values of {key}"] = {"digest": digest}
+    return found
+
+
+def _of_names(names: pd.Index) -> dict[str, Any]:
+    hashes = _hashes(names.astype(str))
+    # the sum is that of any order
+    return {"n": len(hashes), "sum": str(hashes.sum()), "digest": _digest(hashes)}
+
+
+def _hashes(values: Any) -> np.ndarray:
+    """Hash the rows of a table, or the entries of an array, of any type."""
+    table = pd.DataFrame(np.asarray(values))
+    return pd.util.hash_pandas_object(table, index=False).to_numpy()
+
+
+def _kind(counts: Any) -> str:
+    held = "in a file or in chunks" if is_stored(counts) else "in memory"
+    form = counts.format if sparse.issparse(counts) else type(counts).__name__
+    return f"{form} of {getattr(counts, 'dtype', '?')} {held}"
+
+
+def _parts(counts: Any) -> list[np.ndarray]:
+    """Return arrays that stand for a matrix of counts."""
+    shape = np.array(counts.shape, dtype=np.int64)
+    if is_stored(counts):
+        rows = np.unique(np.linspace(0, shape[0] - 1, ROWS_SAMPLED).astype(np.int64))
+        lengths = [np.asarray(counts.group["indptr"])] if hasattr(counts, "group") else []
+        return [shape, *lengths, *_parts(read_rows(counts, rows))]
+    if isinstance(counts, pd.DataFrame):
+        counts = counts.to_numpy()
+    if sparse.issparse(counts) and hasattr(counts, "indptr"):
+        return [shape, counts.data, counts.indices, counts.indptr]
+    return [shape, np.asarray(counts)]
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """Hash arrays, their types and shapes."""
+    found = hashlib.sha256(usedforsecurity=False)
+    for array in arrays:
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _plan_settings(plan: LightningModule) -> dict[str, Any]:
+    """Return what a plan was given, or chose, of the kinds that settings are of."""
+    own = {n: v for n, v in vars(plan).items() if n[0] != "_" and n not in NOT_OF_THE_PLAN}
+    own |= {f"{n} of the loss": v for n, v in own.pop("loss_kwargs", {}).items()}
+    own.pop("kl_weight of the loss", None)  # it changes as training goes on
+    return {name: value for name, value in own.items() if _is_setting(value)}
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_setting, value))
+    is_plain = value is None or isinstance(value, bool | int | float | str | np.generic)
+    return is_plain or (callable(value) and not isinstance(value, torch.nn.Module))
+
+
+def _early_stopping(trainer: Any) -> list[Any] | None:
+    watch = trainer.early_stopping_callback
+    return None if watch is None else [getattr(watch, name, None) for name in EARLY_STOPPING]
+
+
+def _plain(value: Any) -> Any:
+    """Turn a setting into what a checkpoint can hold, and compare."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(part) for part in value]
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -1,0 +1,66 @@
+"""One training at a time in a process, whose errors and interrupts come out as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from scvi.train import TrainRunner
+
+from dra_scvi._training.checkpoint_file import with_plain_checkpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["TURNS", "QuietRunner", "interruptible"]
+
+# Trainings of several threads take turns: torch's default generator, scvi-tools' seed and the
+# filters of warnings, which scvi-tools sets for the time of a training, are the whole process'.
+TURNS = threading.RLock()
+
+
+class QuietRunner(TrainRunner):
+    """scvi-tools' runner, without the line on standard output in which it repeats every error.
+
+    Checkpoints that training goes on from are read without running code that they name.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("ckpt_path") is not None:
+            kwargs["plugins"] = with_plain_checkpoints(kwargs.get("plugins"))
+        super().__init__(*args, **kwargs)
+
+    def __call__(self) -> None:
+        """Run training."""
+        self._handled_before = sys.exception()
+        super().__call__()
+
+    def _update_history(self) -> None:
+        """Keep the history and, where training has failed, raise at once what it failed with."""
+        super()._update_history()
+        error = sys.exception()
+        if error is not None and error is not self._handled_before:
+            raise error
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let errors and interrupts out of the trainers as they are.
+
+    Lightning ends the interpreter for a KeyboardInterrupt, and has the process ignore the next
+    ones.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+    finally:
+        if is_main and handler is not None:
+            signal.signal(signal.SIGINT, handler)

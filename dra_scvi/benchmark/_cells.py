@@ -1,0 +1,214 @@
+"""The cells and genes that models are compared on: checked, chosen, and told apart by content."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dra_scvi import metrics
+from dra_scvi._data.validation import validate_counts, validate_keys
+from dra_scvi._data.variable_genes import bare_counts, log_normalised, select_genes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from scipy import sparse
+
+__all__ = ["Cells", "check_input", "log_normalised", "prepare"]
+
+logger = logging.getLogger("dra_scvi")
+
+MIN_CELLS = 3
+N_COMPONENTS = 50
+SUBSAMPLE_SEED = 0
+DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What every model is given, and what it is scored against.
+
+    Parameters
+    ----------
+    counts
+        Raw counts as CSR of float32, ``(n_cells, n_genes)``; its ``obs`` has the batches only.
+    labels
+        Known type of every cell, numbered from 0, ``(n_cells,)``.
+    batches
+        Batch of every cell, numbered from 0, or None.
+    gene_selection
+        ``"all"``, ``"seurat_v3"`` or ``"variance"``.
+    fingerprint
+        Digest of counts, labels and batches.
+    """
+
+    counts: AnnData
+    labels: NDArray[np.int64]
+    batches: NDArray[np.int64] | None
+    gene_selection: str
+    fingerprint: str
+
+    @property
+    def n_types(self) -> int:
+        """Number of known types."""
+        return len(np.unique(self.labels))
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches that models are told of."""
+        return 1 if self.batches is None else len(np.unique(self.batches))
+
+    @cached_property
+    def components(self) -> NDArray[np.floating]:
+        """Principal components before any integration, at most 50, ``(n_cells, n_components)``."""
+        import scanpy as sc
+
+        logs = log_normalised(self.counts)
+        sc.pp.pca(logs, n_comps=min(N_COMPONENTS, min(logs.shape) - 1), random_state=0)
+        return logs.obsm["X_pca"]
+
+
+def check_input(
+    adata: AnnData, label_key: str, batch_key: str | None = None, layer: str | None = None
+) -> None:
+    """Check all that a comparison reads, before any work.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes.
+    label_key
+        Column of ``adata.obs`` with known types.
+    batch_key
+        Column of ``adata.obs`` with batches.
+    layer
+        Layer with raw counts; ``adata.X`` when None.
+
+    Raises
+    ------
+    KeyError
+        When a column or the layer does not exist.
+    ValueError
+        When a label is missing, there are fewer than two labels, or the counts are not raw
+        (:class:`~dra_scvi.InvalidCountsError`).
+
+    Examples
+    --------
+    >>> import dra_scvi
+    >>> check_input(dra_scvi.datasets.synthetic(n_cells=20), "cell_type")
+    """
+    validate_keys(adata, layer, {"label_key": label_key, "batch_key": batch_key})
+    _label_codes(adata.obs[label_key])
+    validate_counts(adata, layer, batch_key)
+
+
+def prepare(
+    adata: AnnData,
+    label_key: str,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    n_genes: int | None = None,
+    max_cells: int | None = None,
+    name: str = "data",
+) -> Cells:
+    """Copy the counts, labels and batches of an AnnData, which is not changed.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, checked by :func:`check_input`.
+    label_key
+        Column of ``adata.obs`` with known types.
+    batch_key
+        Column of ``adata.obs`` with batches, within which variable genes are ranked as well.
+    layer
+        Layer with raw counts; ``adata.X`` when None.
+    n_genes
+        Number of variable genes to keep; all when None, or when there are no more.
+    max_cells
+        Draw this many cells, always the same ones, where there are more.
+    name
+        Name of the data set, for messages.
+
+    Raises
+    ------
+    ValueError
+        When fewer than two labels or three cells are left.
+
+    Examples
+    --------
+    >>> import dra_scvi
+    >>> adata = dra_scvi.datasets.synthetic(n_cells=90, n_genes=30)
+    >>> cells = prepare(adata, "cell_type", n_genes=9)
+    >>> cells.counts.shape, cells.gene_selection
+    ((90, 9), 'seurat_v3')
+    """
+    counts = bare_counts(adata, [label_key, batch_key], layer)
+    if max_cells is not None and counts.n_obs > max_cells:
+        rng = np.random.default_rng(SUBSAMPLE_SEED)
+        chosen = np.sort(rng.choice(counts.n_obs, max_cells, replace=False))
+        counts = counts[chosen].copy()
+    counts = _without_empty(counts, name)
+    counts, gene_selection = select_genes(counts, n_genes, batch_key, name)
+    counts = _without_empty(counts, name)
+    labels = _label_codes(counts.obs[label_key])
+    batches = None if batch_key is None else _codes(counts.obs[batch_key])
+    counts.obs = counts.obs[[] if batch_key is None else [batch_key]].copy()
+    fingerprint = _fingerprint(counts.X, labels, batches)
+    return Cells(counts, labels, batches, gene_selection, fingerprint)
+
+
+def _without_empty(counts: AnnData, name: str) -> AnnData:
+    occupied = np.asarray(counts.X.sum(axis=1)).ravel() > 0
+    n_empty = int((~occupied).sum())
+    if not n_empty:
+        return counts
+    warnings.warn(
+        f"{name}: {n_empty} of {counts.n_obs} cells have no counts in the {counts.n_vars} genes, "
+        "and are left out of the comparison.",
+        UserWarning,
+        stacklevel=1,
+    )
+    return counts[occupied].copy()
+
+
+def _label_codes(column: pd.Series) -> NDArray[np.int64]:
+    """Return the number of each label, and refuse labels that nothing can be scored against."""
+    name = f"label_key={column.name!r}"
+    codes = metrics._label_codes(column, len(column), name)
+    n_types = len(np.unique(codes))
+    if n_types < 2:
+        raise ValueError(
+            f"{name}: the {len(column)} cells have {n_types} distinct label; at least 2 are "
+            "needed to score an embedding."
+        )
+    if len(column) < MIN_CELLS:
+        raise ValueError(
+            f"{len(column)} cells cannot be clustered; at least {MIN_CELLS} are needed."
+        )
+    return codes
+
+
+def _codes(column: pd.Series) -> NDArray[np.int64]:
+    import pandas as pd
+
+    return pd.factorize(column)[0].astype(np.int64)
+
+
+def _fingerprint(
+    counts: sparse.csr_matrix, labels: NDArray[np.int64], batches: NDArray[np.int64] | None
+) -> str:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    digest.update(repr((counts.shape, batches is None)).encode())
+    for part in (counts.indptr, counts.indices, labels, batches):
+        if part is not None:
+            digest.update(part.astype(np.int64).tobytes())
+    digest.update(counts.data.tobytes())
+    return digest.hexdigest()

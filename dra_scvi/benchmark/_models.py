@@ -1,0 +1,250 @@
+"""The models that are compared, each from raw counts to an embedding with its own defaults."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dra_scvi._data.validation import unknown_key
+from dra_scvi._data.variable_genes import log_normalised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from dra_scvi.benchmark._cells import Cells
+
+__all__ = ["BUILT_IN", "Contender", "Embedded", "Task", "resolve"]
+
+Embed = Callable[["AnnData", int, int], "ArrayLike"]
+
+DIGEST_BYTES = 6
+TALKATIVE = ("lightning.pytorch", "lightning.fabric", "scvi", "dra_scvi")
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one run is to be made."""
+
+    n_latent: int
+    seed: int
+    batch_key: str | None
+    max_epochs: int | None
+    accelerator: str
+
+
+class Embedded(NamedTuple):
+    """An embedding, ``(n_cells, n_latent)``, and the epochs that it took, if any."""
+
+    points: NDArray[np.floating]
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model by its name in the table.
+
+    Parameters
+    ----------
+    name
+        Name in the table.
+    embed
+        From counts and a task to an embedding; may write to the counts, which are a copy.
+    is_linear
+        Whether it has fewer dimensions than cells and genes.
+    is_deterministic
+        Whether the seed does not matter.
+    takes_epochs
+        Whether the number of epochs can be set.
+    facts
+        From cells and dimensions to what else decides the embedding: defaults and versions.
+    """
+
+    name: str
+    embed: Callable[[AnnData, Task], Embedded]
+    is_linear: bool = False
+    is_deterministic: bool = False
+    takes_epochs: bool = False
+    facts: Callable[[Cells, int], Mapping[str, Any]] = lambda cells, n_latent: {}
+
+    def settings(self, cells: Cells, n_latent: int) -> str:
+        """Digest what decides the embedding besides the task.
+
+        Parameters
+        ----------
+        cells
+            Cells to embed, on whose number and batches default epochs depend.
+        n_latent
+            Dimensions, likewise.
+        """
+        facts = dict(self.facts(cells, n_latent))
+        text = json.dumps(facts, sort_keys=True, default=repr)
+        return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def resolve(models: str | Sequence[str] | Mapping[str, str | Embed]) -> list[Contender]:
+    """Find the models that are meant.
+
+    Parameters
+    ----------
+    models
+        Names of built-in models, or a mapping from names in the table to names of built-in models
+        or to functions of ``(counts, n_latent, seed)``.
+
+    Raises
+    ------
+    ValueError
+        When there is none, one twice, or one that is not known.
+
+    Examples
+    --------
+    >>> [contender.name for contender in resolve(["pca", "scvi"])]
+    ['pca', 'scvi']
+    >>> resolve("scvii")
+    Traceback (most recent call last):
+    ...
+    ValueError: models='scvii' is not a built-in model; did you mean 'scvi'? Available: ...
+    """
+    if isinstance(models, str):
+        models = [models]
+    named = dict(models) if isinstance(models, Mapping) else dict(zip(models, models, strict=True))
+    if not named:
+        raise ValueError("models is empty: name at least one.")
+    if len(named) < len(models):
+        raise ValueError(f"models names one twice: {', '.join(models)}.")
+    return [_contender(str(name), model) for name, model in named.items()]
+
+
+def _contender(name: str, model: str | Embed) -> Contender:
+    if callable(model):
+        return _custom(name, model)
+    if model not in BUILT_IN:
+        raise ValueError(unknown_key("models", model, "a built-in model", BUILT_IN))
+    return Contender(name, **BUILT_IN[model])
+
+
+def _custom(name: str, function: Embed) -> Contender:
+    def embed(counts: AnnData, task: Task) -> Embedded:
+        return Embedded(np.asarray(function(counts, task.n_latent, task.seed)))
+
+    return Contender(name, embed)
+
+
+def _pca(counts: AnnData, task: Task) -> Embedded:
+    """Plain principal components, of which ARPACK finds the same whatever the seed."""
+    import scanpy as sc
+
+    logs = log_normalised(counts)
+    sc.pp.pca(logs, n_comps=task.n_latent, svd_solver="arpack", random_state=0)
+    return Embedded(logs.obsm["X_pca"])
+
+
+def _fa(counts: AnnData, task: Task) -> Embedded:
+    from sklearn.decomposition import FactorAnalysis
+
+    model = FactorAnalysis(task.n_latent, svd_method="randomized", random_state=task.seed)
+    return Embedded(model.fit_transform(log_normalised(counts).X.toarray()))
+
+
+def _upstream(name: str, counts: AnnData, task: Task) -> Embedded:
+    """Train a model of scvi-tools as its defaults say."""
+    import scvi
+
+    from dra_scvi import tl
+
+    model_cls = getattr(scvi.model, name)
+    with tl._seeded(task.seed), _quiet():
+        model_cls.setup_anndata(counts, batch_key=task.batch_key)
+        model = model_cls(counts, n_latent=task.n_latent)
+        model.train(
+            max_epochs=task.max_epochs, accelerator=task.accelerator, enable_progress_bar=False
+        )
+        return Embedded(model.get_latent_representation(), model.trainer.max_epochs)
+
+
+def _dra(counts: AnnData, task: Task) -> Embedded:
+    from dra_scvi import tl
+
+    with _quiet():
+        model = tl.dra(
+            counts,
+            batch_key=task.batch_key,
+            n_latent=task.n_latent,
+            seed=task.seed,
+            max_epochs=task.max_epochs,
+            accelerator=task.accelerator,
+            train_kwargs={"enable_progress_bar": False},
+        )
+    return Embedded(counts.obsm["X_dra"], model.trainer.max_epochs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what trainers say of every run out of a table of many."""
+    levels = {name: logging.getLogger(name).level for name in TALKATIVE}
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _upstream_facts(name: str, cells: Cells, n_latent: int) -> dict[str, Any]:
+    import scvi
+
+    return _facts(getattr(scvi.model, name))
+
+
+def _dra_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
+    from dra_scvi._model.dra import DRA, default_max_epochs
+
+    n_obs, n_batch = cells.counts.n_obs, cells.n_batches
+    epochs = default_max_epochs(n_obs, n_latent=n_latent, n_batch=n_batch)
+    return {**_facts(DRA), "dra_scvi": version("dra_scvi"), "epochs": epochs}
+
+
+def _facts(model_cls: Any) -> dict[str, Any]:
+    """Collect the defaults of a model and of its training, and the version they are from."""
+    return {
+        "model": _defaults(model_cls),
+        "module": _defaults(model_cls._module_cls),
+        "plan": _defaults(model_cls._training_plan_cls),
+        "train": _defaults(model_cls.train, of_class=False),
+        "scvi_tools": version("scvi-tools"),
+    }
+
+
+def _defaults(of: Any, of_class: bool = True) -> dict[str, str]:
+    parameters = inspect.signature(of.__init__ if of_class else of).parameters.values()
+    return {p.name: repr(p.default) for p in parameters if p.default is not p.empty}
+
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "pca": {"embed": _pca, "is_linear": True, "is_deterministic": True},
+    "fa": {"embed": _fa, "is_linear": True},
+    "scvi": {
+        "embed": partial(_upstream, "SCVI"),
+        "takes_epochs": True,
+        "facts": partial(_upstream_facts, "SCVI"),
+    },
+    "ldvae": {
+        "embed": partial(_upstream, "LinearSCVI"),
+        "takes_epochs": True,
+        "facts": partial(_upstream_facts, "LinearSCVI"),
+    },
+    "dra": {"embed": _dra, "takes_epochs": True, "facts": _dra_facts},
+}

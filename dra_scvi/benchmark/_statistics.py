@@ -1,0 +1,305 @@
+"""Paired differences between models over data sets, dimensions and seeds, as pure functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dra_scvi._argument_kinds import check_table as check_kind
+from dra_scvi._data.validation import unknown_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "BASELINES",
+    "TITLES",
+    "check_table",
+    "interval",
+    "pairs",
+    "strongest_baseline",
+    "summary",
+]
+
+BASELINES = ("pca", "fa", "scvi", "ldvae")
+TITLES = {"pca": "PCA", "fa": "FA", "scvi": "scVI", "ldvae": "LDVAE", "dra": "DRA"}
+CELL = ["dataset", "n_latent"]
+PAIR = [*CELL, "seed"]
+MEANS = ("nmi", "ari", "leiden_nmi", "leiden_ari", "silhouette", "seconds")
+QUANTILES = (0.025, 0.975)
+N_RESAMPLES = 2_000
+TIE = 1e-9  # scores that differ by less are equal but for rounding
+
+
+def summary(
+    table: pd.DataFrame,
+    baseline: str | None = None,
+    metric: str = "nmi",
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare models that ran on the same data sets, dimensions and seeds.
+
+    Rows of two models are paired by data set, dimensions (k) and seed; runs that failed have no
+    partner. Every cell, that is every data set × k, weighs the same, however many seeds it has.
+
+    Parameters
+    ----------
+    table
+        Rows as :func:`dra_scvi.benchmark.compare` returns them, of any number of data sets.
+    baseline
+        Model that the others are compared with. By default the one among PCA, factor analysis,
+        scVI and LDVAE whose mean is highest over the cells that all of them have.
+    metric
+        Column that is compared; higher is better.
+    n_resamples
+        Resamples of the bootstrap.
+    seed
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    One row per model, in the order of the table, with
+
+    - ``n_runs``, ``n_failed``: rows, and those among them without a finite `metric`;
+    - ``nmi``, ``ari``, ``leiden_nmi``, ``leiden_ari``, ``silhouette``, ``seconds``, and `metric`:
+      mean over cells;
+    - ``sd``: standard deviation of `metric` over seeds, mean over the cells with several;
+    - ``baseline``, ``n_pairs``: what it is compared with, and on how many pairs;
+    - ``difference``: model minus baseline, mean over cells;
+    - ``low``, ``high``: its 95% interval, from a bootstrap that draws data sets and then, within
+      each cell, seeds. NaN where there is one data set and one seed; with one data set it speaks
+      of seeds only, and with one seed of data sets only;
+    - ``ahead``: share of cells in which the model's mean is higher;
+    - ``worst``: difference in the cell where it is lowest.
+
+    The five columns from ``n_pairs`` on are empty in the row of the baseline itself.
+
+    Raises
+    ------
+    KeyError
+        When `baseline` or `metric` is not in the table.
+    ValueError
+        When a column is missing, or two rows are of the same model, data set, k and seed.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from dra_scvi import benchmark
+    >>> table = pd.DataFrame(
+    ...     {
+    ...         "dataset": "pbmc",
+    ...         "n_latent": 10,
+    ...         "seed": [0, 1, 0, 1],
+    ...         "model": ["scvi", "scvi", "dra", "dra"],
+    ...         "nmi": [0.70, 0.72, 0.75, 0.75],
+    ...     }
+    ... )
+    >>> dra = benchmark.summary(table).set_index("model").loc["dra"]
+    >>> [round(float(dra[name]), 3) for name in ("difference", "low", "high", "ahead")]
+    [0.04, 0.03, 0.05, 1.0]
+    """
+    check_table(table, metric)
+    models = list(dict.fromkeys(table["model"]))
+    if not models:
+        raise ValueError("the table has no rows: nothing to compare.")
+    if baseline is None:
+        baseline = strongest_baseline(table, metric)
+    elif baseline not in models:
+        raise KeyError(unknown_key("baseline", baseline, "a model of the table", models))
+    rows = []
+    for model in models:
+        row = {"model": model, **_means(table[table["model"] == model], metric)}
+        row["baseline"] = baseline
+        if model != baseline:
+            row |= _difference(pairs(table, model, baseline, metric), n_resamples, seed)._asdict()
+        rows.append(row)
+    columns = [*rows[0], *(name for name in _Difference._fields if name not in rows[0])]
+    return pd.DataFrame(rows, columns=columns).astype({"n_pairs": "Int64"})
+
+
+def strongest_baseline(table: pd.DataFrame, metric: str = "nmi") -> str:
+    """Name the baseline with the highest mean, or of all models where there is no baseline.
+
+    Parameters
+    ----------
+    table
+        Rows of a comparison.
+    metric
+        Column that is compared.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"model": ["pca", "fa"], "nmi": [0.6, 0.5]})
+    >>> strongest_baseline(rows.assign(dataset="a", n_latent=2, seed=0))
+    'pca'
+    """
+    is_baseline = table["model"].isin(BASELINES)
+    chosen = table[is_baseline] if is_baseline.any() else table
+    scores = chosen.pivot_table(index=CELL, columns="model", values=metric, dropna=False)
+    means = scores.dropna().mean() if len(scores.dropna()) else scores.mean()
+    return str(means.idxmax()) if means.notna().any() else str(chosen["model"].iloc[0])
+
+
+def pairs(table: pd.DataFrame, model: str, baseline: str, metric: str = "nmi") -> pd.DataFrame:
+    """Subtract a baseline from a model, pair by pair.
+
+    Parameters
+    ----------
+    table
+        Rows of a comparison.
+    model, baseline
+        Names in the column ``model``.
+    metric
+        Column that is compared.
+
+    Returns
+    -------
+    ``dataset``, ``n_latent``, ``seed`` and ``difference``, for the pairs in which both are finite.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"model": ["pca", "dra"], "nmi": [0.5, 0.75]})
+    >>> rows = rows.assign(dataset="a", n_latent=2, seed=0)
+    >>> pairs(rows, "dra", "pca")["difference"].tolist()
+    [0.25]
+    """
+    one, other = (
+        table.loc[table["model"] == name, [*PAIR, metric]].set_index(PAIR)[metric]
+        for name in (model, baseline)
+    )
+    difference = one.astype(float).sub(other.astype(float)).dropna()
+    return difference.rename("difference").reset_index()
+
+
+def interval(
+    differences: pd.DataFrame, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap the mean over cells of paired differences: data sets first, then seeds.
+
+    Parameters
+    ----------
+    differences
+        As :func:`pairs` returns them.
+    n_resamples
+        Resamples of the bootstrap.
+    seed
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    Lower and upper end of the 95% interval; NaN where nothing could be drawn differently.
+
+    Examples
+    --------
+    >>> rows = {"dataset": "a", "n_latent": 2, "seed": [0, 1], "difference": [0.0, 0.5]}
+    >>> interval(pd.DataFrame(rows))
+    (0.0, 0.5)
+    """
+    data_sets = [
+        [cell["difference"].to_numpy() for _, cell in rows.groupby("n_latent")]
+        for _, rows in differences.groupby("dataset")
+    ]
+    if len(data_sets) < 2 and all(len(seeds) < 2 for cells in data_sets for seeds in cells):
+        return float("nan"), float("nan")
+    means = _resampled_means(data_sets, n_resamples, np.random.default_rng(seed))
+    low, high = np.quantile(means, QUANTILES)
+    return float(low), float(high)
+
+
+def check_table(table: pd.DataFrame, metric: str) -> None:
+    """Check that rows can be paired.
+
+    Parameters
+    ----------
+    table
+        Rows of a comparison.
+    metric
+        Column that will be compared.
+
+    Raises
+    ------
+    TypeError
+        When it is no table.
+    KeyError
+        When there is no such column.
+    ValueError
+        When a column is missing, or two rows are of the same model, data set, k and seed.
+
+    Examples
+    --------
+    >>> check_table(pd.DataFrame({"model": ["dra"]}), "nmi")
+    Traceback (most recent call last):
+    ...
+    ValueError: not a table of benchmark.compare: the columns dataset, n_latent, seed are missing.
+    """
+    check_kind(table)
+    missing = [name for name in ("model", *PAIR) if name not in table]
+    if missing:
+        raise ValueError(
+            f"not a table of benchmark.compare: the columns {', '.join(missing)} are missing."
+        )
+    if metric not in table:
+        raise KeyError(unknown_key("metric", metric, "a column of the table", table.columns))
+    repeated = table.duplicated(["model", *PAIR])
+    if repeated.any():
+        row = table[repeated].iloc[0]
+        raise ValueError(
+            f"the table has several rows for {row['model']} on {row['dataset']!r}, "
+            f"k={row['n_latent']}, seed {row['seed']}: other data, epochs or versions of the same "
+            "name. Select those that belong together, such as table[table['fingerprint'] == ...]."
+        )
+
+
+class _Difference(NamedTuple):
+    n_pairs: int
+    difference: float
+    low: float
+    high: float
+    ahead: float
+    worst: float
+
+
+def _difference(differences: pd.DataFrame, n_resamples: int, seed: int) -> _Difference:
+    if differences.empty:
+        return _Difference(0, *[float("nan")] * 5)
+    cells = differences.groupby(CELL)["difference"].mean()
+    return _Difference(
+        len(differences),
+        float(cells.mean()),
+        *interval(differences, n_resamples, seed),
+        ahead=float((cells > TIE).mean()),
+        worst=float(cells.min()),
+    )
+
+
+def _means(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """Summarise the rows of one model."""
+    names = [name for name in dict.fromkeys((*MEANS, metric)) if name in rows]
+    cells = rows.groupby(CELL)[names]
+    spread = rows.groupby(CELL)[metric].std()
+    return {
+        "n_runs": len(rows),
+        "n_failed": int(rows[metric].isna().sum()),
+        **{str(name): float(value) for name, value in cells.mean().mean().items()},
+        "sd": float(spread.mean()),
+    }
+
+
+def _resampled_means(
+    data_sets: Sequence[Sequence[NDArray[np.floating]]], n_resamples: int, rng: np.random.Generator
+) -> NDArray[np.floating]:
+    """Draw data sets, and within each cell of a drawn one seeds; return the mean over cells."""
+    drawn = rng.integers(len(data_sets), size=(n_resamples, len(data_sets)))
+    totals, numbers = np.zeros(n_resamples), np.zeros(n_resamples)
+    for index, cells in enumerate(data_sets):
+        is_drawn = drawn == index
+        numbers += len(cells) * is_drawn.sum(axis=1)
+        for seeds in cells:
+            means = seeds[rng.integers(len(seeds), size=(*drawn.shape, len(seeds)))].mean(axis=-1)
+            totals += np.where(is_drawn, means, 0.0).sum(axis=1)
+    return totals / numbers

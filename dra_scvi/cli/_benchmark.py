@@ -1,0 +1,355 @@
+"""The benchmark command: its options, its progress, and the summary that it prints."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dra_scvi.benchmark._parallel import check_ray
+from dra_scvi.cli._config import CommaSeparated, Numbers
+from dra_scvi.cli._paths import FileName, to_write
+from dra_scvi.cli._remarks import remark
+from dra_scvi.cli._result import Result
+from dra_scvi.cli._session import PATH, Common, command, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import pandas as pd
+
+__all__ = ["benchmark"]
+
+MODELS = "pca,scvi,dra"
+N_LATENT = "2,10,20"
+SEEDS = 5
+MEANS = {
+    "nmi": "NMI",
+    "sd": "sd",
+    "ari": "ARI",
+    "leiden_nmi": "Leiden NMI",
+    "leiden_ari": "Leiden ARI",
+    "seconds": "seconds",
+}
+PAIRED = "Differences, paired by data set, dimensions and seed"
+ASKED = {"n_latent": "n_latent", "seeds": "seed"}
+DESCRIPTION = ("dataset", "n_cells", "n_genes", "n_types", "gene_selection", "fingerprint")
+
+
+class Models(CommaSeparated):
+    """Names of models: ``pca,scvi,dra``."""
+
+    name = "models"
+    metavar = "NAME[,NAME...]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[str]:
+        """Split at commas."""
+        from dra_scvi.benchmark._models import resolve
+
+        if isinstance(value, list):
+            return value
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        try:
+            resolve(names)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return names
+
+
+class Dimensions(Numbers):
+    """Numbers of dimensions: ``2,10,20``."""
+
+    name = "dimensions"
+    example = "2,10,20"
+    may_repeat = False
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """Options of ``benchmark``; `None` leaves a setting to its default, or to ``--quick``."""
+
+    input_paths: tuple[Path, ...]
+    output: Path
+    label_key: str
+    batch_key: str | None
+    layer: str | None
+    models: list[str]
+    n_latent: list[int] | None
+    seeds: int | None
+    n_genes: int | None
+    max_epochs: int | None
+    quick: bool
+    parallel: int
+
+    SET_BY_QUICK = ("n_latent", "seeds", "max_epochs")
+
+    def check_usage(self) -> None:
+        """Refuse options that contradict each other, and inputs of the same name."""
+        for name in self.SET_BY_QUICK:
+            if self.quick and getattr(self, name) is not None:
+                option = name.replace("_", "-")
+                raise click.UsageError(f"--quick sets --{option}: leave one of them out.")
+        try:
+            check_ray(self.parallel)
+        except ImportError as error:
+            raise click.UsageError(f"--parallel {self.parallel}: {error}") from error
+        names = [self.name(path) for path in self.input_paths]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise click.UsageError(
+                f"two inputs are called {repeated!r}, which the table could not tell apart; "
+                "rename one of them."
+            )
+
+    @staticmethod
+    def name(path: Path) -> str:
+        """Name of a data set in the table."""
+        return path.stem if path.suffix.lower() in (".h5ad", ".zarr", ".h5") else path.name
+
+    def numbers(self, common: Common) -> dict[str, Any]:
+        """Arguments of the comparison that say which runs are made."""
+        return {
+            "models": self.models,
+            "n_latent": self.n_latent or [int(k) for k in N_LATENT.split(",")],
+            "seeds": range(common.seed, common.seed + (self.seeds or SEEDS)),
+            "max_epochs": self.max_epochs,
+            "n_genes": self.n_genes,
+            "quick": self.quick,
+        }
+
+
+def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    if value.suffix != ".csv":
+        raise click.BadParameter(f"{str(value)!r} does not end in .csv.", ctx, param)
+    return value
+
+
+@command("benchmark")
+@click.argument("input_paths", metavar="INPUT...", nargs=-1, required=True, type=PATH)
+@click.option("--label-key", required=True, help="Column of obs with cell types.")
+@click.option("--batch-key", help="Column of obs with batches to integrate.")
+@click.option("--layer", help="Layer that holds the counts; X without it.")
+@click.option(
+    "--models",
+    type=Models(),
+    default=MODELS,
+    show_default=True,
+    help="Among pca, fa (factor analysis), scvi, ldvae, dra.",
+)
+@click.option(
+    "--n-latent", type=Dimensions(), help=f"Dimensions of the embeddings; default: {N_LATENT}."
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    help=f"Number of seeds, counted from --seed; default: {SEEDS}.",
+)
+@click.option("--n-genes", type=click.IntRange(min=1), help="Most variable genes to keep.")
+@click.option(
+    "--max-epochs", type=click.IntRange(min=1), help="Epochs of scvi, ldvae and dra alike."
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A look in minutes: 1,000 cells, 10 dimensions, one seed, 50 epochs.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs at a time, each in a process of one thread; more than 1 need Ray.",
+)
+@click.option(
+    "--output",
+    type=FileName(),
+    required=True,
+    callback=_csv,
+    metavar="TABLE.csv",
+    help="One row per data set, model, dimensions and seed.",
+)
+def benchmark(common: Common, **options: Any) -> Result:
+    """Compare DR-A with other models on the same cells, genes and seeds.
+
+    Every model runs with its own defaults; clusters found in its embeddings are compared with
+    the labels. TABLE.csv is written after every run: one that exists is kept and gone on with, so
+    that the same command goes on where an interrupted one stopped. Delete it to start again.
+
+    scVI's defaults take minutes per run on a CPU; --quick is for a first look.
+
+    Example: dra-scvi benchmark cells.h5ad --label-key cell_type --n-genes 1000 --output table.csv
+    """
+    from dra_scvi.benchmark._table import Table
+
+    request = BenchmarkRequest(**options)
+    request.check_usage()
+    inputs = {f"INPUT {path}": path for path in request.input_paths}
+    common.rehearse(inputs, *to_write("--output", request.output, "table"))
+    Table(request.output, overwrite=common.force)
+    _check_inputs(request)
+    table = _run(request, common)
+    if table["nmi"].isna().any():
+        failed = table[table["nmi"].isna()]
+        warn(f"{len(failed)} of {len(table)} runs failed; the first: {failed['status'].iloc[0]}")
+    return _result(table, request, common)
+
+
+def _check_inputs(request: BenchmarkRequest) -> None:
+    """Check every input before the first run, which may be hours before the last."""
+    from dra_scvi._inputs.read import read_input
+    from dra_scvi.benchmark._cells import check_input
+
+    for path in request.input_paths:
+        adata = read_input(path)
+        with _naming(path):
+            check_input(adata, request.label_key, request.batch_key, request.layer)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the name of the input before an error, where there may be several inputs."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        error.args = (f"{path}: {error.args[0]}", *error.args[1:])
+        raise
+
+
+def _run(request: BenchmarkRequest, common: Common) -> pd.DataFrame:
+    import pandas as pd
+
+    from dra_scvi import benchmark as job
+    from dra_scvi._inputs.read import read_input
+
+    tables = []
+    report = _Report()
+    try:
+        for path in request.input_paths:
+            adata = read_input(path)
+            remark(adata, request.batch_key, request.n_genes, common)
+            with _naming(path):
+                table = job.compare(
+                    adata,
+                    request.label_key,
+                    request.batch_key,
+                    request.layer,
+                    **request.numbers(common),
+                    name=request.name(path),
+                    output=request.output,
+                    overwrite=common.force,
+                    accelerator=common.accelerator,
+                    progress=common.shows_bar,
+                    parallel=request.parallel,
+                    on_row=report,
+                )
+            tables.append(table)
+    except (KeyboardInterrupt, SystemExit):
+        common.say(f"{request.output} keeps finished runs; the same command goes on from there")
+        raise
+    if report.kept:
+        common.say(f"kept {report.kept} runs found in {request.output}")
+    common.say(f"wrote {request.output}")
+    return pd.concat(tables, ignore_index=True)
+
+
+class _Report:
+    """Counts the runs that were there before; of the others the log tells."""
+
+    def __init__(self) -> None:
+        self.kept = 0
+
+    def __call__(self, row: Mapping[str, Any], is_kept: bool) -> None:
+        self.kept += is_kept
+
+
+def _result(table: pd.DataFrame, request: BenchmarkRequest, common: Common) -> Result:
+    summaries = _summaries(table)
+    numbers = request.numbers(common)
+    figures = {
+        "input": _records(table[list(DESCRIPTION)].drop_duplicates()),
+        "settings": {
+            **{name: numbers[name] for name in ("models", "n_genes", "max_epochs", "quick")},
+            **{name: table[column].unique().tolist() for name, column in ASKED.items()},
+            **{name: getattr(request, name) for name in ("label_key", "batch_key", "layer")},
+        },
+        "runs": _records(table),
+        "summary": _records(summaries),
+    }
+    means = [_mean_row(row) for row in _records(summaries.drop_duplicates("model"))]
+    differences = [
+        _difference_row(row) for row in _records(summaries) if row["model"] != row["baseline"]
+    ]
+    again = [(PAIRED, differences)] if differences else []
+    return Result(figures, _title(table, request.quick), means, again)
+
+
+def _summaries(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare all models with the strongest baseline, and DR-A with scVI where that is another."""
+    import pandas as pd
+
+    from dra_scvi import benchmark as job
+
+    parts = []
+    for metric in ("nmi", "integration_total"):
+        if table[metric].isna().all() and metric != "nmi":
+            continue
+        strongest = job.summary(table, metric=metric).assign(metric=metric)
+        parts.append(strongest)
+        if {"scvi", "dra"} <= set(table["model"]) and "scvi" not in set(strongest["baseline"]):
+            other = job.summary(table, "scvi", metric).assign(metric=metric)
+            parts.append(other[other["model"] == "dra"])
+    return pd.concat(parts, ignore_index=True)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Turn rows into dictionaries, with None for what is missing."""
+    missing = table.isna().to_numpy()
+    return [
+        {name: None if m else v for name, v, m in zip(table.columns, values, gaps, strict=True)}
+        for values, gaps in zip(table.itertuples(index=False), missing, strict=True)
+    ]
+
+
+def _title(table: pd.DataFrame, quick: bool) -> str:
+    n_sets, n_seeds = table["dataset"].nunique(), table["seed"].nunique()
+    dims = ", ".join(str(k) for k in sorted(table["n_latent"].unique()))
+    runs = (
+        f"{n_sets} data set{'s' * (n_sets > 1)}, k = {dims}, {n_seeds} seed{'s' * (n_seeds > 1)}"
+    )
+    if quick:
+        return f"Quick look, too short for conclusions: {runs}, at most 1,000 cells, 50 epochs"
+    return f"Agreement with labels, mean over {runs}"
+
+
+def _mean_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    from dra_scvi.benchmark._statistics import TITLES
+
+    shown = {"model": TITLES.get(row["model"], row["model"])}
+    shown |= {title: row[name] for name, title in MEANS.items()}
+    if row["n_failed"]:
+        shown["model"] += f" ({row['n_failed']} failed)"
+    return shown
+
+
+def _difference_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    from dra_scvi.benchmark._statistics import TITLES
+
+    first, second = (TITLES.get(row[name], row[name]) for name in ("model", "baseline"))
+    bounds = [row["low"], row["high"]]
+    return {
+        "score": "NMI" if row["metric"] == "nmi" else "integration",
+        "models": f"{first} - {second}",
+        "difference": _signed(row["difference"]),
+        "95% interval": "-" if None in bounds else " to ".join(map(_signed, bounds)),
+        "ahead": "-" if row["ahead"] is None else f"{row['ahead']:.0%}",
+        "worst": _signed(row["worst"]),
+    }
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{round(value, 3) + 0.0:+.3f}"  # never -0.000

@@ -1,0 +1,129 @@
+"""The outputs of training: each is tried, and what fails keeps no other from being written."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dra_scvi.cli._errors import Unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dra_scvi._model.dra import DRA
+    from dra_scvi.cli._session import Common
+    from dra_scvi.cli._train_request import TrainRequest
+
+__all__ = ["Saving"]
+
+
+class Saving:
+    """Writes what training has led to; nothing of it may be lost.
+
+    Parameters
+    ----------
+    model
+        Trained.
+    request
+        Says where.
+    common
+        Tells what was written.
+    """
+
+    def __init__(self, model: DRA, request: TrainRequest, common: Common) -> None:
+        self.model, self.request, self.common = model, request, common
+        self.error: Exception | None = None
+        self.model_at: Path | None = None
+        self.cells_at: Path | None = None
+
+    def save_model(self) -> None:
+        """Save the model where that was asked for, or under another name if need be."""
+        wanted = self.request.model_dir
+        if wanted is None:
+            return
+        try:
+            self._save_at(wanted, overwrite=self.common.force)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the embedding comes next
+            self.error = _named(error, wanted)
+            self._rescue_model()
+
+    def save_cells(self, write: Callable[[], None]) -> None:
+        """Write INPUT with its embedding; if that fails, save the model it can be made with."""
+        try:
+            write()
+            self.cells_at = self.request.output
+        except Exception as error:  # noqa: BLE001 - training must not have been for nothing
+            self.error = self.error or error
+            self.cells_at = getattr(error, "kept", None)
+            if self.model_at is None and self.cells_at is None:
+                self._rescue_model()
+
+    def score(self, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return scores, or none where they cannot be computed."""
+        try:
+            return compute()
+        except Exception as error:  # noqa: BLE001 - what is written is worth more than its scores
+            self.error = self.error or error
+            return {}
+
+    def log(self, write: Callable[[], None]) -> None:
+        """Write the log."""
+        try:
+            write()
+        except Exception as error:  # noqa: BLE001 - raised once the figures are written as well
+            self.error = self.error or error
+
+    @property
+    def failure(self) -> Exception | None:
+        """The first error, with what is there all the same."""
+        if self.error is None:
+            return None
+        return Unfinished(self.error, "; ".join(self._kept()))
+
+    def finish(self) -> None:
+        """Give up the checkpoint, now that everything is there."""
+        self.request.checkpoint.unlink(missing_ok=True)
+
+    def _kept(self) -> list[str]:
+        kept = []
+        if self.cells_at is not None:
+            kept.append(f"the embedding is in {self.cells_at}")
+        if self.model_at is not None:
+            text = f"the trained model is in {self.model_at}"
+            if self.cells_at is None:
+                text += (
+                    f": dra-scvi embed {self.request.input_path} --model {self.model_at} --output "
+                    "OUT.h5ad embeds without training again"
+                )
+            kept.append(text)
+        if self.request.checkpoint.exists():
+            kept.append(f"the checkpoint is in {self.request.checkpoint}, for --resume")
+        return kept
+
+    def _save_at(self, folder: Path, overwrite: bool = False) -> None:
+        self.model.save(str(folder), overwrite=overwrite)
+        self.model_at = folder
+        self.common.say(f"wrote {folder}")
+
+    def _rescue_model(self) -> None:
+        """Save the model in the first of some places that takes it."""
+        from dra_scvi._outputs.drafts import free_name
+
+        name = self.request.model_dir or self.request.output.with_suffix(".model")
+        for place in (name.parent, Path.cwd(), Path(tempfile.gettempdir())):
+            folder = place / name.name
+            try:
+                self._save_at(free_name(folder) if folder.exists() else folder)
+            except Exception:  # noqa: BLE001 - the next place may take it
+                continue
+            return
+
+
+def _named(error: Exception, folder: Path) -> Exception:
+    """Say of a folder that appeared meanwhile what the user may do about it."""
+    taken = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+    if isinstance(error, FileExistsError) or taken:
+        return FileExistsError(f"{folder} was written by another process meanwhile and is left")
+    return error

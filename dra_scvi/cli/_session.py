@@ -1,0 +1,316 @@
+"""What all commands share: common options, streams, signals, threads, and how they score."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dra_scvi.cli._config import config_option
+from dra_scvi.cli._errors import PROGRAM, in_options, is_first_process, one_line
+from dra_scvi.cli._paths import FileName, JsonName, PathName, to_write
+from dra_scvi.cli._result import Result, finish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
+
+    from dra_scvi._outputs.rehearsal import Output
+
+__all__ = [
+    "KEY_ADDED",
+    "PATH",
+    "Common",
+    "Interrupted",
+    "command",
+    "input_argument",
+    "out_of_core_option",
+    "output_option",
+    "warn",
+]
+
+SEED_LIMIT = 2**32 - 1
+KEY_ADDED = "X_dra"
+
+PATH = PathName()
+PACKAGE = Path(__file__).parents[1]
+
+
+class Interrupted(Exception):
+    """A signal ended the command, outside of training or for the second time."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(f"Interrupted by {signal.Signals(signum).name}.")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, made an exception so that unfinished files are removed on the way out."""
+
+
+@contextlib.contextmanager
+def _signals_as_errors() -> Iterator[None]:
+    """Raise :class:`Interrupted` for both signals, also where Lightning exits for them."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(_signum(error)) from error
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise Interrupted(_signum(error.__context__)) from error
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _signum(error: KeyboardInterrupt) -> int:
+    return signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Show this package's own warnings in one line each, and nothing of what others say."""
+    seen: set[str] = set()
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
+    ) -> None:
+        text = one_line(message)
+        is_ours = category is UserWarning and Path(filename).is_relative_to(PACKAGE)
+        if is_ours and text not in seen:
+            seen.add(text)
+            warn(text)
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = show
+            yield
+    finally:
+        logging.disable(level)
+
+
+class _Lines(logging.Handler):
+    """Says what this package logs, a line each, and each line once."""
+
+    def __init__(self, common: Common) -> None:
+        super().__init__(logging.INFO)
+        self.common = common
+        self.seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message in the manner of the other lines."""
+        text = one_line(record.getMessage())
+        if text in self.seen:
+            return
+        self.seen.add(text)
+        if record.levelno >= logging.WARNING:
+            warn(text)
+        else:
+            self.common.say(text[:1].lower() + text[1:].rstrip("."))
+
+
+@contextlib.contextmanager
+def _own_log(common: Common) -> Iterator[None]:
+    """Say on stderr what this package logs, also while other libraries are kept silent."""
+    logger = logging.getLogger("dra_scvi")
+    handler, level, propagate = _Lines(common), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    # logging.disable, which silences the others, would silence this one too
+    logger.isEnabledFor = lambda level: level >= logger.level  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del logger.isEnabledFor
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def warn(text: str) -> None:
+    """Say that something may be wrong."""
+    _tell(f"{PROGRAM}: warning: {text}")
+
+
+def _tell(text: str) -> None:
+    """Write a line to stderr in the words of the command; that nobody reads it stops no work."""
+    context = click.get_current_context(silent=True)
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(in_options(text, [context.command] if context else []), err=True)
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options that every command takes."""
+
+    seed: int
+    threads: int | None
+    accelerator: str
+    force: bool
+    json: str | None
+    quiet: bool
+    debug: bool
+
+    def say(self, text: str) -> None:
+        """Tell how far the work is."""
+        if not self.quiet and is_first_process():
+            _tell(one_line(text))
+
+    @property
+    def shows_bar(self) -> bool:
+        """Whether somebody watches."""
+        return not self.quiet and sys.stderr is not None and sys.stderr.isatty()
+
+    def rehearse(self, inputs: Mapping[str, Path], *outputs: Output) -> None:
+        """Check, before any work, that everything can be written; make missing folders.
+
+        Those in which nothing comes to lie are removed when the command ends.
+        """
+        from dra_scvi._outputs.rehearsal import rehearse, remove_empty
+
+        json = [] if self.json in (None, "-") else to_write("--json", Path(str(self.json)))
+        made = rehearse([*outputs, *json], inputs, self.force)
+        click.get_current_context().call_on_close(lambda: remove_empty(made))
+
+
+def _common_options() -> list[click.Option]:
+    return [
+        click.Option(
+            ["--seed"],
+            type=click.IntRange(0, SEED_LIMIT),
+            default=0,
+            show_default=True,
+            help="Seed of everything random.",
+        ),
+        click.Option(["--threads"], type=click.IntRange(min=1), help="Most CPU threads to use."),
+        click.Option(
+            ["--accelerator"],
+            default="auto",
+            show_default=True,
+            help="auto, cpu, gpu, or another that Lightning knows.",
+        ),
+        click.Option(["--force"], is_flag=True, help="Replace outputs that exist."),
+        click.Option(
+            ["--json"],
+            type=JsonName(),
+            metavar="PATH|-",
+            help="Write the figures as JSON; - writes them, and nothing else, to stdout.",
+        ),
+        click.Option(["--quiet"], is_flag=True, help="No progress on stderr."),
+        click.Option(["--debug"], is_flag=True, help="Show traces and all libraries' messages."),
+        config_option(),
+    ]
+
+
+def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command]:
+    """Make a command of a function that takes :class:`Common` and returns :class:`Result`.
+
+    Or `None`, where there is nothing to tell.
+    """
+
+    def decorate(function: Callable[..., Result | None]) -> click.Command:
+        @functools.wraps(function)
+        def run(**options: Any) -> None:
+            common = Common(**{field.name: options.pop(field.name) for field in fields(Common)})
+            with _marked(common.debug), _signals_as_errors():
+                with _session(common):
+                    result = function(common, **options)
+                if result is not None:
+                    finish(name, result, common)
+
+        made = click.command(name)(run)
+        made.params.extend(_common_options())
+        return made
+
+    return decorate
+
+
+@contextlib.contextmanager
+def _session(common: Common) -> Iterator[None]:
+    """Keep stdout for results, libraries silent, and threads within their number."""
+    with contextlib.ExitStack() as stack:
+        # scvi-tools prints there; Lightning's bar is the one thing worth seeing
+        shown = common.debug or common.shows_bar
+        chatter = sys.stderr if shown else stack.enter_context(Path(os.devnull).open("w"))
+        stack.enter_context(contextlib.redirect_stdout(chatter))
+        if not common.debug:
+            stack.enter_context(_quiet_libraries())
+        if not common.quiet:
+            stack.enter_context(_own_log(common))
+        if common.threads is not None:
+            from dra_scvi._threads import own_threads
+
+            stack.enter_context(own_threads(common.threads))
+        _check_accelerator(common.accelerator)
+        yield
+
+
+@contextlib.contextmanager
+def _marked(debug: bool) -> Iterator[None]:
+    """Mark errors of which the trace is to be shown, wherever in a command they come from."""
+    try:
+        yield
+    except Exception as error:
+        error.is_debugged = debug  # type: ignore[attr-defined]
+        raise
+
+
+def _check_accelerator(name: str) -> None:
+    """Refuse names that Lightning does not know; it tells itself what is not there."""
+    if name in ("auto", "cpu", "gpu"):
+        return
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    known = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
+    if name not in known:
+        raise click.UsageError(f"--accelerator {name}: choose one of {', '.join(known)}.")
+
+
+def _h5ad(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    if value.suffix != ".h5ad":
+        raise click.BadParameter(f"{str(value)!r} does not end in .h5ad.", ctx, param)
+    return value
+
+
+def input_argument() -> Callable[[Any], Any]:
+    return click.argument("input_path", metavar="INPUT", type=PATH)
+
+
+def output_option() -> Callable[[Any], Any]:
+    return click.option(
+        "--output",
+        type=FileName(),
+        required=True,
+        callback=_h5ad,
+        metavar="OUT.h5ad",
+        help="Where INPUT is written with its embedding.",
+    )
+
+
+def out_of_core_option() -> Callable[[Any], Any]:
+    return click.option(
+        "--out-of-core/--in-memory",
+        default=None,
+        help="Leave the counts in their file; default: where they would fill half of the memory.",
+    )

@@ -1,0 +1,283 @@
+"""The train command: its options, the order of its work, and what it tells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dra_scvi.cli._cells import bare, effective_prior, read_or_open, write_cells
+from dra_scvi.cli._errors import one_line
+from dra_scvi.cli._paths import FileName, FolderName
+from dra_scvi.cli._remarks import remark
+from dra_scvi.cli._result import Result
+from dra_scvi.cli._saving import Saving
+from dra_scvi.cli._scores import check_labels, clustering, clustering_rows
+from dra_scvi.cli._session import (
+    KEY_ADDED,
+    Common,
+    command,
+    input_argument,
+    out_of_core_option,
+    output_option,
+    warn,
+)
+from dra_scvi.cli._train_request import TrainRequest, Widths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+
+    from dra_scvi._model.dra import DRA
+
+__all__ = ["train"]
+
+
+@command("train")
+@input_argument()
+@output_option()
+@click.option("--model-dir", type=FolderName(), metavar="DIR", help="Save the trained model here.")
+@click.option("--layer", help="Layer that holds the counts; X without it.")
+@click.option("--batch-key", help="Column of obs with batches to integrate.")
+@click.option("--label-key", help="Column of obs with cell types, to score the embedding.")
+@click.option(
+    "--n-genes",
+    type=click.IntRange(min=2),
+    help="Train on this number of the most variable genes only.",
+)
+@click.option(
+    "--n-latent",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Dimensions of the embedding.",
+)
+@click.option(
+    "--preset", type=click.Choice(["published"]), help="Run the released program's settings."
+)
+@click.option("--max-epochs", type=click.IntRange(min=1), help="Passes over the cells.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Cells in a minibatch.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Step size of Adam."
+)
+@click.option(
+    "--beta1",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Momentum of Adam; with --preset published.",
+)
+@click.option("--n-hidden", type=Widths(), help="Widths of the encoder's hidden layers.")
+@click.option(
+    "--n-hidden-discriminator", type=Widths(), help="Widths of the discriminators' hidden layers."
+)
+@click.option(
+    "--dropout-rate", type=click.FloatRange(0, 1, max_open=True), help="Share of units dropped."
+)
+@click.option(
+    "--leak", type=float, help="Slope of the leaky ReLU below 0; with --preset published."
+)
+@click.option(
+    "--batch-norm/--no-batch-norm",
+    default=None,
+    help="The released flag as it acts (affine maps, no dropout); with --preset published.",
+)
+@click.option(
+    "--prior",
+    type=click.Choice(["normal", "uniform", "mixture"]),
+    help="Distribution that the codes are matched to; default: mixture, with --preset normal.",
+)
+@click.option(
+    "--divergence",
+    type=click.Choice(["bhattacharyya", "jensen-shannon"]),
+    help="Distance that the discriminators estimate.",
+)
+@click.option(
+    "--metrics-log",
+    type=FileName(),
+    metavar="FILE",
+    help="Append settings and NMI to this text file.",
+)
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Devices, or processes on a CPU, that share the cells.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Machines with so many devices each, under torchrun or Slurm.",
+)
+@out_of_core_option()
+@click.option("--resume", is_flag=True, help="Go on from where an interrupted run stopped.")
+def train(common: Common, **options: Any) -> Result | None:
+    """Train DR-A on INPUT and write its cells with their embedding.
+
+    OUT.h5ad is INPUT with the embedding in obsm["X_dra"] and the settings in uns["dra"]. With
+    --label-key, clusters found in the embedding are compared with the labels.
+
+    A run that is stopped by SIGINT or SIGTERM leaves a checkpoint beside OUT.h5ad; the same
+    command with --resume goes on from there.
+
+    Counts that do not fit in memory stay in INPUT, an .h5ad or zarr store with cells in rows
+    (CSR). With --devices 2 two processes train on half of the cells each.
+
+    Example: dra-scvi train cells.h5ad --output out.h5ad --label-key cell_type
+    """
+    request = TrainRequest(**options)
+    request.check_usage()
+    request.rehearse(common)
+    wanted = False if request.preset else request.out_of_core
+    adata, is_stored = read_or_open(request.input_path, request.layer, wanted, common)
+    _check_trainable(adata, request)
+    remark(adata, request.batch_key, request.n_genes, common)
+    model = _fit(adata, request, common)
+    if not model.trainer.is_global_zero:
+        return None  # of several processes the first one writes
+    source = request.input_path if is_stored else None
+    saving = Saving(model, request, common)
+    saving.save_model()
+    saving.save_cells(lambda: write_cells(adata, request.output, source, common))
+    scores = saving.score(lambda: _score_training(adata, request, common))
+    figures = _figures(adata, model, request, common, scores)
+    saving.log(lambda: _log_metrics(figures, request))
+    title = f"{_scored_cells(request)} cells of {request.input_path.name}"
+    rows = clustering_rows(scores) if scores else ()
+    return Result(figures, title, rows, failure=saving.failure, at_end=saving.finish)
+
+
+def _check_trainable(adata: AnnData, request: TrainRequest) -> None:
+    """Check all of INPUT before the first line about training."""
+    from dra_scvi._data.validation import validate_counts, validate_keys
+    from dra_scvi._outputs.h5ad_content import check_writable
+
+    validate_keys(adata, request.layer, {"batch_key": request.batch_key})
+    check_labels(adata, request.label_key)
+    validate_counts(adata, request.layer, request.batch_key)
+    check_writable(adata)
+    if request.preset and request.batch_key:
+        warn("--batch-key has no effect with --preset published.")
+
+
+def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
+    """Train on the counts of `adata`, and add what came of it."""
+    from dra_scvi import tl
+    from dra_scvi._data.variable_genes import variable_genes
+
+    _announce(adata, request, common)
+    work = bare(adata, request.layer, [request.batch_key] if request.batch_key else [])
+    if request.n_genes is not None:
+        genes = variable_genes(work, request.n_genes, request.batch_key, request.layer)
+        work = work[:, genes].copy()
+    model = tl._dra(
+        work,
+        layer=request.layer,
+        batch_key=request.batch_key,
+        n_latent=request.n_latent,
+        key_added=KEY_ADDED,
+        seed=common.seed,
+        preset="published" if request.preset else None,
+        max_epochs=request.max_epochs,
+        accelerator=common.accelerator,
+        model_kwargs=request.model_kwargs,
+        train_kwargs=request.train_kwargs(common),
+        checkpoint=request.checkpoint,
+        resume=request.resume,
+    )
+    adata.obsm[KEY_ADDED] = work.obsm[KEY_ADDED]
+    adata.uns["dra"] = work.uns["dra"]
+    if "dra_split" in work.obs:
+        adata.obs["dra_split"] = work.obs["dra_split"]
+    return model
+
+
+def _announce(adata: AnnData, request: TrainRequest, common: Common) -> None:
+    found = request.checkpoint.exists()
+    if request.resume and found:
+        common.say(f"going on from {request.checkpoint}")
+    elif request.resume:
+        common.say(f"no checkpoint at {request.checkpoint}: starting from the beginning")
+    elif found:
+        common.say(f"not going on from {request.checkpoint}, which takes --resume")
+    n_genes = min(adata.n_vars, request.n_genes or adata.n_vars)
+    common.say(f"training on {adata.n_obs} cells and {n_genes} genes")
+
+
+def _figures(
+    adata: AnnData, model: DRA, request: TrainRequest, common: Common, scores: dict[str, Any]
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "input": {
+            "n_cells": adata.n_obs,
+            "n_genes": adata.n_vars,
+            "layer": request.layer,
+            "batch_key": request.batch_key,
+            "label_key": request.label_key,
+        },
+        "settings": _effective_settings(model, request, common),
+        "training": {name: float(h.iloc[-1, 0]) for name, h in model.history.items()},
+        **scores,
+    }
+    return {**figures, "cells": _scored_cells(request)} if scores else figures
+
+
+def _scored_cells(request: TrainRequest) -> str:
+    """Which cells are scored: all or, as by the released program, the test cells."""
+    return "test" if request.preset else "all"
+
+
+def _score_training(
+    adata: AnnData, request: TrainRequest, common: Common
+) -> dict[str, dict[str, Any]]:
+    import numpy as np
+
+    if request.label_key is None:
+        return {}
+    rows = np.ones(adata.n_obs, dtype=bool)
+    if request.preset:
+        rows = (adata.obs["dra_split"] == "test").to_numpy()
+    labels = adata.obs[request.label_key][rows]
+    seed = 0 if request.preset else common.seed
+    return clustering(adata.obsm[KEY_ADDED][rows], labels, seed)
+
+
+def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> dict[str, Any]:
+    """Name the settings that held, given or not."""
+    from dra_scvi import presets
+
+    chosen = model.init_arguments
+    plan = model.trainer.lightning_module
+    preset = presets.published(request.n_latent).train if request.preset else {}
+    settings = {
+        "n_latent": request.n_latent,
+        "n_genes": request.n_genes,
+        "preset": request.preset,
+        "seed": common.seed,
+        "max_epochs": model.trainer.max_epochs,
+        "learning_rate": getattr(plan, "lr", None),
+        "beta1": getattr(plan, "beta1", None),
+        "batch_size": request.batch_size or preset.get("batch_size"),
+        **{name: chosen[name] for name in TrainRequest.MODEL if name in chosen},
+        "prior": effective_prior(chosen),
+    }
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+
+
+def _log_metrics(figures: Mapping[str, Any], request: TrainRequest) -> None:
+    """Append one line, as the released program did."""
+    from datetime import UTC, datetime
+
+    from dra_scvi._outputs.files import append_line
+
+    if request.metrics_log is None or "kmeans" not in figures:
+        return
+    words = [datetime.now(UTC).isoformat(timespec="seconds"), request.input_path.name]
+    for name, value in figures["settings"].items():
+        if value is not None:
+            shown = ",".join(map(str, value)) if isinstance(value, list) else value
+            words.append(f"{name}={shown}")
+    words.append(f"NMI={figures['kmeans']['nmi']:.4f}")
+    append_line(request.metrics_log, one_line(" ".join(words)))

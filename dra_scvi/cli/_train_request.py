@@ -1,0 +1,133 @@
+"""What the train command is asked for, and what its options forbid each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dra_scvi.cli._config import Numbers
+from dra_scvi.cli._paths import to_write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dra_scvi.cli._session import Common
+
+__all__ = ["TrainRequest", "Widths"]
+
+PUBLISHED_DIMENSIONS = (2, 10, 20)
+
+
+class Widths(Numbers):
+    """Widths of hidden layers: ``128``, or ``512,512``."""
+
+    name = "widths"
+    example = "128 or 512,512"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Options of ``train``; `None` leaves a setting to the model."""
+
+    input_path: Path
+    output: Path
+    model_dir: Path | None
+    layer: str | None
+    batch_key: str | None
+    label_key: str | None
+    n_genes: int | None
+    n_latent: int
+    preset: str | None
+    max_epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    beta1: float | None
+    n_hidden: list[int] | None
+    n_hidden_discriminator: list[int] | None
+    dropout_rate: float | None
+    leak: float | None
+    batch_norm: bool | None
+    prior: str | None
+    divergence: str | None
+    metrics_log: Path | None
+    resume: bool
+    devices: int
+    nodes: int
+    out_of_core: bool | None
+
+    MODEL = (
+        "n_hidden",
+        "n_hidden_discriminator",
+        "dropout_rate",
+        "leak",
+        "batch_norm",
+        "prior",
+        "divergence",
+    )
+    PUBLISHED_ONLY = ("beta1", "leak", "batch_norm")
+
+    def check_usage(self) -> None:
+        """Refuse options that contradict each other."""
+        if self.metrics_log is not None and self.label_key is None:
+            raise click.UsageError("--metrics-log needs --label-key.")
+        if self.preset is None:
+            for name in self.PUBLISHED_ONLY:
+                if getattr(self, name) is not None:
+                    option = name.replace("_", "-")
+                    raise click.UsageError(f"--{option} needs --preset published.")
+            return
+        if self.devices * self.nodes > 1:
+            raise click.UsageError("--preset published runs on one device.")
+        if self.out_of_core:
+            raise click.UsageError("--out-of-core cannot be chosen with --preset published.")
+        if self.n_latent not in PUBLISHED_DIMENSIONS:
+            raise click.UsageError(
+                f"--preset published takes --n-latent 2, 10 or 20, not {self.n_latent}."
+            )
+        if self.divergence is not None:
+            raise click.UsageError("--divergence cannot be chosen with --preset published.")
+        if self.prior == "mixture":
+            raise click.UsageError("--prior mixture cannot be chosen with --preset published.")
+
+    def rehearse(self, common: Common) -> None:
+        """Check that everything can be written."""
+        common.rehearse(
+            {"INPUT": self.input_path},
+            *to_write("--output", self.output),
+            *to_write("the checkpoint", self.checkpoint, "table"),
+            *to_write("--model-dir", self.model_dir, "folder"),
+            *to_write("--metrics-log", self.metrics_log, "log"),
+        )
+
+    @property
+    def checkpoint(self) -> Path:
+        """File in which the state of training is kept."""
+        return self.output.with_name(f".{self.output.name}.ckpt")
+
+    @property
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments of the model, those that were given."""
+        values = {name: getattr(self, name) for name in self.MODEL}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def plan_kwargs(self) -> dict[str, Any]:
+        """Arguments of the training plan; those of a preset are kept unless given."""
+        from dra_scvi import presets
+
+        preset = presets.published(self.n_latent).train["plan_kwargs"] if self.preset else {}
+        given = {"lr": self.learning_rate, "beta1": self.beta1}
+        return preset | {name: value for name, value in given.items() if value is not None}
+
+    def train_kwargs(self, common: Common) -> dict[str, Any]:
+        """Arguments of training, those that were given."""
+        kwargs: dict[str, Any] = {"enable_progress_bar": common.shows_bar}
+        if self.plan_kwargs:
+            kwargs["plan_kwargs"] = self.plan_kwargs
+        if self.batch_size is not None:
+            kwargs["batch_size"] = self.batch_size
+        if self.devices * self.nodes > 1:
+            kwargs |= {"devices": self.devices, "num_nodes": self.nodes}
+        return kwargs

@@ -1,0 +1,320 @@
+"""Tests of minibatches from resident data: the same as scvi-tools' own, wherever data lies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scvi import settings as scvi_settings
+from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
+
+from dra_scvi import DRA
+from dra_scvi._data import minibatches as _data_splitting
+from dra_scvi._data.minibatches import (
+    DataSplitter,
+    DenseRows,
+    DeviceSparseRows,
+    Minibatches,
+    SparseRows,
+    StoredRows,
+    narrow,
+    registered_rows,
+)
+from dra_scvi._data.shares import Share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from anndata import AnnData
+    from scvi.data import AnnDataManager
+
+FORMATS = {
+    "csr": sp.csr_matrix,
+    "csc": sp.csc_matrix,
+    "dense": lambda x: x.toarray(),
+    "float64": lambda x: sp.csr_matrix(x, dtype=np.float64),
+    "uint16": lambda x: sp.csr_matrix(x, dtype=np.uint16),
+    "int64": lambda x: x.toarray().astype(np.int64),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every split the same cells; scvi-tools draws them from its own seed."""
+    monkeypatch.setattr(type(scvi_settings), "seed", 0)
+
+
+@pytest.fixture
+def manager(adata: AnnData) -> Callable[..., AnnDataManager]:
+    rng = np.random.default_rng(0)
+    adata.obs["donor"] = rng.choice(["a", "b", "c"], adata.n_obs)
+    adata.obs["age"] = rng.normal(size=adata.n_obs)
+    adata.X = sp.csr_matrix(adata.X)
+
+    def register(form: str = "csr") -> AnnDataManager:
+        adata.X = FORMATS[form](adata.X)
+        DRA.setup_anndata(
+            adata,
+            batch_key="batch",
+            categorical_covariate_keys=["donor"],
+            continuous_covariate_keys=["age"],
+        )
+        return DRA(adata).adata_manager
+
+    return register
+
+
+def _same(ours: Any, theirs: Any) -> None:
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        for key in mine:
+            assert mine[key].dtype == other[key].dtype, key
+            torch.testing.assert_close(mine[key], other[key], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:For sparse:UserWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_minibatches_are_those_of_scvi_tools(manager: Any, form: Any, drop_last: Any) -> None:
+    registered = manager(form)
+    options = {"train_size": 0.6, "validation_size": 0.3, "batch_size": 32, "drop_last": drop_last}
+    splitters = [cls(registered, **options) for cls in (DataSplitter, UpstreamDataSplitter)]
+    for splitter in splitters:
+        splitter.setup()
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        epochs = []
+        for splitter in splitters:
+            torch.manual_seed(3)
+            loader = getattr(splitter, name)()
+            epochs.append(list(loader) + list(loader))
+            assert len(loader) == len(epochs[-1]) // 2
+        assert isinstance(getattr(splitters[0], name)(), Minibatches)
+        _same(*epochs)
+
+
+def test_the_random_state_after_an_epoch_is_that_of_scvi_tools(manager: Any) -> None:
+    registered = manager()
+    states = []
+    for cls in (DataSplitter, UpstreamDataSplitter):
+        splitter = cls(registered, train_size=0.9, batch_size=32)
+        splitter.setup()
+        torch.manual_seed(0)
+        list(splitter.train_dataloader())
+        list(splitter.val_dataloader())
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n_cells=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+)
+def test_every_cell_comes_once_an_epoch(
+    n_cells: int, batch_size: int, shuffle: bool, drop_last: bool
+) -> None:
+    rows = {"X": DenseRows(torch.arange(n_cells)[:, None], torch.float32)}
+    batches = Minibatches(rows, np.arange(n_cells), batch_size, shuffle, drop_last)
+    sizes = [len(batch["X"]) for batch in batches]
+    cells = torch.cat([batch["X"] for batch in batches]) if sizes else torch.empty(0, 1)
+    assert len(batches) == len(sizes)
+    assert len(cells.unique()) == len(cells)
+    if drop_last:
+        assert set(sizes) <= {batch_size}
+        assert n_cells - len(cells) < batch_size
+    else:
+        assert len(cells) == n_cells
+    if shuffle and batch_size > 1 and n_cells > 1:
+        assert 1 not in sizes
+
+
+def test_a_last_minibatch_of_one_cell_trains(adata: AnnData) -> None:
+    DRA.setup_anndata(adata)
+    model = DRA(adata)
+    n_train = 33
+    model.train(
+        1,
+        accelerator="cpu",
+        train_size=n_train / adata.n_obs,
+        batch_size=32,
+        enable_progress_bar=False,
+    )
+    assert len(model.train_indices) == n_train
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
+@pytest.mark.parametrize("log1p", [False, True])
+@pytest.mark.parametrize("index", [[0, 3, 3, 1], [2], [4, 0]])
+def test_all_ways_of_holding_rows_agree(log1p: Any, index: Any) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.poisson(0.7, (5, 7)).astype(np.float32)
+    x[4] = 0
+    csr = sp.csr_matrix(x)
+    weight = torch.from_numpy(rng.normal(size=(7, 3)).astype(np.float32))
+    seen = np.log1p(x[index]) if log1p else x[index]
+    for rows in (
+        DenseRows(torch.from_numpy(narrow(x)), torch.float32),
+        SparseRows(csr),
+        DeviceSparseRows(csr, torch.device("cpu")),
+    ):
+        taken = rows.take(torch.tensor(index))
+        assert taken.dtype == torch.float32
+        np.testing.assert_array_equal(taken.numpy(), x[index])
+        projection = rows.project(torch.tensor(index), weight, log1p)
+        np.testing.assert_allclose(projection.numpy(), seen @ weight.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("room", "kind"), [(1e9, DenseRows), (10_000, DeviceSparseRows), (10, type(None))]
+)
+def test_an_accelerator_holds_what_fits(
+    monkeypatch: pytest.MonkeyPatch, room: Any, kind: Any
+) -> None:
+    monkeypatch.setattr(_data_splitting, "_free_memory", lambda device: room)
+    x = sp.random(200, 100, 0.02, format="csr", random_state=0)
+    x.data = np.ceil(x.data * 5)
+    rows = _data_splitting._rows(x, np.float32, torch.device("cpu"))
+    assert type(rows) is kind
+    if rows is not None:
+        np.testing.assert_array_equal(rows.take(torch.arange(200)).numpy(), x.toarray())
+    if kind is DenseRows:
+        assert rows.matrix.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([0, 255], "uint8"), ([0, 256], "int16"), ([32768], "float32"), ([], "float32")],
+)
+def test_narrow_keeps_every_value(values: Any, dtype: Any) -> None:
+    narrowed = narrow(np.array(values, dtype=np.float64))
+    assert narrowed.dtype == dtype
+    np.testing.assert_array_equal(narrowed, values)
+
+
+def test_duplicate_entries_are_summed_and_the_matrix_of_the_caller_left_alone(
+    adata: AnnData,
+) -> None:
+    x = sp.csr_matrix(
+        (np.ones(4, np.float32), np.array([0, 0, 1, 2]), np.array([0, 3, 4])), shape=(2, 3)
+    )
+    rows = _data_splitting._rows(x, np.float32, None)
+    np.testing.assert_array_equal(rows.take(torch.arange(2)).numpy(), x.toarray())
+    assert x.nnz == 4
+
+
+def in_file(adata: AnnData, path: Path, form: str) -> AnnData:
+    """Return the same cells with counts that stay in a file, or in chunks."""
+    if form == "dask":
+        dask_array = pytest.importorskip("dask.array")
+        adata.X = dask_array.from_array(adata.X.toarray(), chunks=(40, 40))
+        return adata
+    if form == "dense":
+        adata.X = adata.X.toarray()
+    if form == "zarr":
+        zarr = pytest.importorskip("zarr")
+        adata.write_zarr(path)
+        stored = anndata.io.sparse_dataset(zarr.open(path)["X"])
+        return anndata.AnnData(stored, obs=adata.obs, var=adata.var)
+    adata.write_h5ad(path)
+    return anndata.read_h5ad(path, backed="r")
+
+
+FILES = ("csr", "dense", "zarr", "dask")
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_cells_of_a_file_come_once_an_epoch_in_a_new_order(
+    form: str, tmp_path: Path, adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_data_splitting, "_ROWS_PER_BLOCK", 8)
+    monkeypatch.setattr(_data_splitting, "_ROWS_HELD", 32)
+    adata.X = sp.csr_matrix(adata.X)
+    expected = adata.X.toarray()
+    place = {row.tobytes(): i for i, row in enumerate(expected)}
+    stored = in_file(adata, tmp_path / "cells", form)
+    DRA.setup_anndata(stored, batch_key="batch")
+    rows = registered_rows(DRA(stored).adata_manager)
+    assert isinstance(rows["X"], StoredRows)
+    cells = np.random.default_rng(0).permutation(150)[:120]
+    minibatches = Minibatches(rows, cells, 10, shuffle=True)
+    passes = []
+    for _ in range(2):
+        batches = list(minibatches)
+        assert len(batches) == len(minibatches) == 12
+        x = torch.cat([batch["X"] for batch in batches]).numpy()
+        seen = [place[row.tobytes()] for row in x]
+        batch_index = torch.cat([batch["batch"] for batch in batches]).numpy().ravel()
+        codes = adata.obs["batch"].astype("category").cat.codes.to_numpy()
+        np.testing.assert_array_equal(codes[seen], batch_index)
+        passes.append(seen)
+    assert passes[0] != passes[1]
+    assert sorted(passes[0]) == sorted(passes[1])
+    in_order = Minibatches(rows, cells, 50)
+    x = torch.cat([batch["X"] for batch in in_order]).numpy()
+    np.testing.assert_array_equal(x, expected[np.sort(cells)])
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_a_file_trains_and_embeds_like_memory(form: str, tmp_path: Path, adata: AnnData) -> None:
+    DRA.setup_anndata(adata)
+    model = DRA(adata)
+    model.train(1, accelerator="cpu", enable_progress_bar=False)
+    expected = model.get_latent_representation()
+    stored = in_file(adata.copy(), tmp_path / "cells", form)
+    np.testing.assert_allclose(model.get_latent_representation(stored), expected, atol=1e-5)
+    order = [100, 3, 7, 3]
+    codes = model.get_latent_representation(stored, indices=order)
+    np.testing.assert_allclose(codes, expected[order], atol=1e-5)
+    DRA.setup_anndata(stored)
+    model = DRA(stored)
+    model.train(2, accelerator="cpu", check_val_every_n_epoch=1, enable_progress_bar=False)
+    assert len(model.history["elbo_validation"]) == 2
+    assert isinstance(model.trainer.train_dataloader, Minibatches)
+    assert np.isfinite(model.get_latent_representation()).all()
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_processes_share_the_cells_of_an_epoch(is_stored: bool, shuffle: bool) -> None:
+    x = np.arange(37, dtype=np.float32)[:, None]
+    rows = {"X": StoredRows(x) if is_stored else DenseRows(torch.from_numpy(x), torch.float32)}
+    shares = [
+        [batch["X"] for batch in Minibatches(rows, np.arange(37), 5, shuffle, share=share)]
+        for share in (Share(rank, 2, lambda _: 7) for rank in range(2))
+    ]
+    assert [len(batch) for batch in shares[0]] == [len(batch) for batch in shares[1]]
+    seen = torch.cat([torch.cat(share) for share in shares]).ravel()
+    assert len(seen) == 38
+    assert sorted(set(seen.tolist())) == list(range(37))
+
+
+@pytest.mark.parametrize("options", [{"load_sparse_tensor": True}, {"num_workers": 0}])
+def test_options_of_the_loader_keep_the_loader_of_scvi_tools(manager: Any, options: Any) -> None:
+    splitter = DataSplitter(manager(), batch_size=32, **options)
+    splitter.setup()
+    assert not isinstance(splitter.train_dataloader(), Minibatches)
+    assert splitter._rows is None
+
+
+def test_training_is_that_of_the_loader_of_scvi_tools(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = []
+    for cls in (DataSplitter, UpstreamDataSplitter):
+        monkeypatch.setattr(DRA, "_data_splitter_cls", cls)
+        torch.manual_seed(0)
+        DRA.setup_anndata(adata, batch_key="batch")
+        model = DRA(adata)
+        model.train(3, accelerator="cpu", batch_size=32, enable_progress_bar=False)
+        codes.append(model.get_latent_representation())
+    np.testing.assert_array_equal(*codes)
