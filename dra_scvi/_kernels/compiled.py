@@ -3,7 +3,8 @@
 The equations are those of :mod:`dra_scvi._kernels.likelihood`. Logarithms and exponentials are
 series on reduced arguments, written so that the compiler turns the loops into vector
 instructions; gamma functions are needed at the non-zeros alone and go through Stirling's series
-in double precision, after a shift of the argument by six: Γ(θ) = Γ(θ + 6) / P(θ), P(θ) = θ (θ + 1) ... (θ + 5).
+in double precision, after a shift of the argument by six: Γ(θ) = Γ(θ + 6) / P(θ),
+P(θ) = θ (θ + 1) ... (θ + 5).
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ from dra_scvi import (
     GeneMismatchError,
     PublishedDRA,
     UntrustedModelError,
-    _model_folder,
     datasets,
     presets,
 )
+from dra_scvi._folder import write
 from dra_scvi._folder.manifest import describe
 from dra_scvi._folder.read import checked_copy, read_model
 from dra_scvi._folder.write import atomic_save
@@ -519,7 +519,7 @@ def test_eight_readers_while_a_ninth_process_overwrites_see_whole_models(
 def test_without_locks_models_are_saved_too(
     model: DRA, other: DRA, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_model_folder, "fcntl", None)
+    monkeypatch.setattr(write, "fcntl", None)
     other.save(folder, overwrite=True)
     assert is_same(load(folder), other)
 
