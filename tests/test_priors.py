@@ -525,3 +525,8 @@ def test_numbers_are_as_documented() -> None:
     assert (prior.n_components, prior.anchor, UniformPrior(2).edge) == (20, 0.5, 0.05)
     assert (prior.MAX_CODES, prior.N_PROPOSALS) == (20_000, 8)
     assert (prior.MIN_SCALE, prior.START_SCALE) == (0.01, 0.1)
+
+
+@pytest.mark.parametrize("kind", [NormalPrior, UniformPrior])
+def test_priors_without_parameters_add_nothing_to_a_saved_model(kind: type[Prior]) -> None:
+    assert not kind(3).state_dict()
