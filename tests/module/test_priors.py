@@ -485,3 +485,48 @@ def test_moments_of_anchored_samples_are_those_of_the_normalised_density(anchor:
 def test_an_anchor_is_a_weight(anchor: float) -> None:
     with pytest.raises(ValueError, match="prior_anchor must be between 0 and 1"):
         MixturePrior(2, 3, anchor)
+
+
+# -- what is easily overlooked -----------------------------------------------------------------
+
+
+@every_prior
+@pytest.mark.parametrize("shape", [(7,), (2, 7)], ids=str)
+def test_kl_sums_over_the_dimensions_of_each_code(name: str, shape: tuple[int, ...]) -> None:
+    prior = make(name, 3)
+    qz = Normal(torch.randn(*shape, 3).double(), torch.rand(*shape, 3).double() + 0.1)
+    z = qz.sample()
+    found = prior.kl(qz, z)
+    assert found.shape == shape
+    cells = zip(*(t.reshape(-1, 3) for t in (qz.loc, qz.scale, z)), strict=True)
+    one_by_one = [
+        prior.kl(Normal(loc[None], scale[None]), code[None]) for loc, scale, code in cells
+    ]
+    torch.testing.assert_close(found.reshape(-1), torch.cat(one_by_one))
+
+
+@pytest.mark.parametrize("name", ["normal", "uniform"])
+def test_samples_lie_on_the_device_of_the_module(name: str) -> None:
+    assert make(name, 3).to("meta").sample(2).device.type == "meta"
+
+
+@pytest.mark.parametrize("draw", [0.0, 1.0])
+def test_uniform_samples_are_finite_at_the_ends_of_the_generator(
+    draw: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, draw))
+    samples = UniformPrior(2).sample(3)
+    assert samples.isfinite().all()
+    assert samples.abs().max() < 2
+
+
+def test_numbers_are_as_documented() -> None:
+    prior = MixturePrior(2)
+    assert (prior.n_components, prior.anchor, UniformPrior(2).edge) == (20, 0.5, 0.05)
+    assert (prior.MAX_CODES, prior.N_PROPOSALS) == (20_000, 8)
+    assert (prior.MIN_SCALE, prior.START_SCALE) == (0.01, 0.1)
+
+
+@pytest.mark.parametrize("kind", [NormalPrior, UniformPrior])
+def test_priors_without_parameters_add_nothing_to_a_saved_model(kind: type[Prior]) -> None:
+    assert not kind(3).state_dict()
