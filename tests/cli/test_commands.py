@@ -888,7 +888,7 @@ def test_benchmark_checks_all_inputs_before_the_first_run(
     args = benchmark_args(source, Path("table.csv"), **changes)
     result = invoke(*args, "in.h5ad")
     if case == "no label":
-        text = "in.h5ad: label_key='cell_type' is missing (NaN) in 3 of 120 cells"
+        text = "in.h5ad: --label-key cell_type is missing (NaN) in 3 of 120 cells"
     assert text in error_line(result)
     assert result.exit_code == code
     assert not Path("table.csv").exists()
