@@ -179,6 +179,8 @@ class InterruptCheckpoint(Checkpoint):
 
 def _history(trainer: Trainer) -> dict[str, tuple[str, list[int], list[float]]]:
     """Return what was logged so far, with the epoch that ends now, which is logged only later."""
+    if not trainer.is_global_zero:
+        return {}  # the first process logs, and writes the checkpoint
     found = {
         name: (str(frame.index.name), frame.index.tolist(), frame[name].tolist())
         for name, frame in (getattr(trainer.logger, "history", None) or {}).items()
