@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
-from torch import distributed
 
 from dra_scvi._module.matching import (
     DIVERGENCES,
@@ -26,7 +24,6 @@ from dra_scvi._module.matching import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -247,22 +244,6 @@ def test_jensen_shannon_gradients_are_probabilities_of_error(
 def test_jensen_shannon_is_at_most_ln_2() -> None:
     perfect = jensen_shannon(torch.full((4,), 1e3), torch.full((4,), -1e3))
     assert perfect.item() == pytest.approx(math.log(2))
-
-
-def test_bhattacharyya_of_two_processes_is_that_of_all_their_samples(
-    in_child: Callable[[Callable], int], tmp_path: Path
-) -> None:
-    real, fake = torch.randn(2, 2, 7, dtype=torch.float64)
-    expected = bhattacharyya(real.flatten(), fake.flatten())
-
-    def process(rank: int) -> None:
-        store = f"file://{tmp_path}/store"
-        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-        torch.testing.assert_close(bhattacharyya(real[rank], fake[rank], 2), expected)
-
-    children = [in_child(lambda rank=rank: process(rank)) for rank in range(2)]
-    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert ended == [0, 0]
 
 
 # -- the losses of the released program ----------------------------------------------------------
