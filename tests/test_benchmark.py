@@ -352,7 +352,11 @@ def test_quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"layer": "count"}, KeyError, "layer='count'"),
         ({"batch_key": "bach"}, KeyError, "did you mean 'batch'"),
         ({"n_latent": 40}, ValueError, "n_latent=40: PCA and factor analysis of 150"),
-        ({"output": "no/such/table.csv"}, FileNotFoundError, "the output folder no/such does not exist"),
+        (
+            {"output": "no/such/table.csv"},
+            FileNotFoundError,
+            "the output folder no/such does not exist",
+        ),
     ],
 )
 def test_bad_arguments_stop_before_any_work(
