@@ -22,6 +22,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import io, sparse
 
 from dra_scvi import datasets
+from dra_scvi.datasets import _kang, _pbmc68k, _zeisel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,7 @@ LEVEL1 = ["glia", "glia", "neuron", "neuron"]
 GROUP = ["2", "1", "1", "1"]
 GENES = ["Tshz1", "NaN", "Fnbp1l", "Gad1_loc2", "NA"]
 COUNTS = np.array([[0, 3, 9, 0], [0, 0, 0, 1], [5, 0, 0, 7], [2, 2, 2, 2], [1, 0, 400, 0]])
-SMALL = datasets._ZeiselFacts(n_cells=4, n_genes=5, level1class=(2, 2), group=(1, 3))
+SMALL = _zeisel._ZeiselFacts(n_cells=4, n_genes=5, level1class=(2, 2), group=(1, 3))
 
 
 def assert_counts(adata: AnnData) -> None:
@@ -102,7 +103,7 @@ def test_pbmc68k_every_cell_has_a_gene_seen_once(pbmc: AnnData) -> None:
 )
 def test_counts_survive_log_normalisation_and_rounding(counts: NDArray, depth: NDArray) -> None:
     logs = np.round(np.log1p(counts * 1e4 / depth[:, None]), 3).astype(np.float32)
-    found = datasets._invert_log_normalisation(sparse.csr_matrix(logs), depth.astype(float))
+    found = _pbmc68k._invert_log_normalisation(sparse.csr_matrix(logs), depth.astype(float))
     np.testing.assert_array_equal(found.toarray(), counts)
 
 
@@ -154,7 +155,7 @@ def write_gzip_without_suffix(folder: Path, text: str) -> Path:
 
 @pytest.fixture
 def small_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_ZEISEL", SMALL)
+    monkeypatch.setattr(_zeisel, "_ZEISEL", SMALL)
 
 
 @pytest.mark.parametrize("write", [write_plain, write_gzip, write_gzip_without_suffix])
@@ -165,8 +166,8 @@ def test_zeisel_parses_what_was_written(
     write: Callable[[Path, str], Path],
     chunk: int,
 ) -> None:
-    monkeypatch.setattr(datasets, "_ZEISEL_CHUNK", chunk)
-    adata = datasets._parse_zeisel(write(tmp_path, zeisel_text()))
+    monkeypatch.setattr(_zeisel, "_ZEISEL_CHUNK", chunk)
+    adata = _zeisel._parse_zeisel(write(tmp_path, zeisel_text()))
     np.testing.assert_array_equal(adata.X.toarray(), COUNTS.T)
     assert adata.obs_names.tolist() == CELLS
     assert adata.var_names.tolist() == GENES
@@ -207,7 +208,7 @@ def test_zeisel_refuses_an_impossible_number_of_genes(tmp_path: Path, n_genes: i
 def test_zeisel_refuses_unknown_labels_before_any_download(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(datasets, "_download_zeisel", lambda: pytest.fail("downloaded"))
+    monkeypatch.setattr(_zeisel, "_download_zeisel", lambda: pytest.fail("downloaded"))
     with pytest.raises(ValueError, match="'level2class'; choose 'level1class' or 'group'"):
         datasets.zeisel(labels="level2class")
 
@@ -221,43 +222,43 @@ def test_zeisel_without_the_file_says_where_to_get_it(tmp_path: Path) -> None:
 def test_zeisel_names_a_missing_annotation_row(tmp_path: Path, missing: str) -> None:
     path = write_plain(tmp_path, zeisel_text(drop=missing))
     with pytest.raises(ValueError, match=f"no annotation row {missing.removesuffix(' #')}"):
-        datasets._parse_zeisel(path)
+        _zeisel._parse_zeisel(path)
 
 
 def test_zeisel_refuses_a_web_page(tmp_path: Path) -> None:
     path = write_plain(tmp_path, "<html><body>503 Service Unavailable</body></html>\n")
     with pytest.raises(ValueError, match="cannot be read as expression_mRNA_17-Aug-2014.txt"):
-        datasets._parse_zeisel(path)
+        _zeisel._parse_zeisel(path)
 
 
 def test_zeisel_refuses_an_empty_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no row with a gene symbol"):
-        datasets._parse_zeisel(write_plain(tmp_path, ""))
+        _zeisel._parse_zeisel(write_plain(tmp_path, ""))
 
 
 @pytest.mark.parametrize("cut", [2, 5])
 def test_zeisel_refuses_a_row_that_was_cut_off(tmp_path: Path, cut: int) -> None:
     path = write_plain(tmp_path, zeisel_text()[:-cut])
     with pytest.raises(ValueError, match="have 4 counts"):
-        datasets._parse_zeisel(path)
+        _zeisel._parse_zeisel(path)
 
 
 def test_zeisel_refuses_a_truncated_archive(tmp_path: Path) -> None:
     path = write_gzip(tmp_path, zeisel_text())
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(ValueError, match="cannot be read"):
-        datasets._parse_zeisel(path)
+        _zeisel._parse_zeisel(path)
 
 
 def test_zeisel_refuses_text_among_the_counts(tmp_path: Path) -> None:
     path = write_plain(tmp_path, zeisel_text().replace("\t400\t", "\tmany\t"))
     with pytest.raises(ValueError, match="many"):
-        datasets._parse_zeisel(path)
+        _zeisel._parse_zeisel(path)
 
 
 def published_like() -> AnnData:
     """Return an empty matrix with the published shape and label sizes."""
-    facts = datasets._ZEISEL
+    facts = _zeisel._ZEISEL
     obs = pd.DataFrame(
         {
             "level1class": np.repeat([f"t{i}" for i in range(7)], facts.level1class),
@@ -270,25 +271,25 @@ def published_like() -> AnnData:
 
 
 def test_published_facts_pass_verification() -> None:
-    datasets._verify_zeisel(published_like(), datasets._ZEISEL)
+    _zeisel._verify_zeisel(published_like(), _zeisel._ZEISEL)
 
 
 def test_published_label_sizes_follow_from_each_other() -> None:
-    assert sum(datasets._ZEISEL.level1class) == sum(datasets._ZEISEL.group) == 3_005
-    assert len(datasets._ZEISEL.level1class) == 7
-    assert len(datasets._ZEISEL.group) == 9
+    assert sum(_zeisel._ZEISEL.level1class) == sum(_zeisel._ZEISEL.group) == 3_005
+    assert len(_zeisel._ZEISEL.level1class) == 7
+    assert len(_zeisel._ZEISEL.group) == 9
 
 
 def test_verification_names_the_cells_expected_and_found() -> None:
     short = published_like()[1:].copy()
     with pytest.raises(ValueError, match=r"expected .*n_cells=3005.* found .*n_cells=3004"):
-        datasets._verify_zeisel(short, datasets._ZEISEL)
+        _zeisel._verify_zeisel(short, _zeisel._ZEISEL)
 
 
 def test_verification_names_the_genes_expected_and_found() -> None:
     short = published_like()[:, 2:].copy()
     with pytest.raises(ValueError, match=r"expected .*n_genes=19972.* found .*n_genes=19970"):
-        datasets._verify_zeisel(short, datasets._ZEISEL)
+        _zeisel._verify_zeisel(short, _zeisel._ZEISEL)
 
 
 @pytest.mark.parametrize("key", ["level1class", "group"])
@@ -296,7 +297,7 @@ def test_verification_refuses_other_label_sizes(key: str) -> None:
     adata = published_like()
     adata.obs[key] = adata.obs[key].replace(adata.obs[key].iloc[0], adata.obs[key].iloc[-1])
     with pytest.raises(ValueError, match=f"expected .*{key}="):
-        datasets._verify_zeisel(adata, datasets._ZEISEL)
+        _zeisel._verify_zeisel(adata, _zeisel._ZEISEL)
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, np.inf])
@@ -304,7 +305,7 @@ def test_verification_refuses_values_that_are_no_counts(value: float) -> None:
     adata = published_like()
     adata.X = sparse.csr_matrix(([value], ([0], [0])), shape=adata.shape, dtype=np.float32)
     with pytest.raises(ValueError, match="must hold raw counts, but 1 of 1"):
-        datasets._verify_zeisel(adata, datasets._ZEISEL)
+        _zeisel._verify_zeisel(adata, _zeisel._ZEISEL)
 
 
 @pytest.mark.parametrize("text", ["<html>no such object</html>", zeisel_text()])
@@ -312,7 +313,7 @@ def test_zeisel_removes_a_download_that_fails_verification(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     cached = write_plain(tmp_path, text)
-    monkeypatch.setattr(datasets, "_download_zeisel", lambda: cached)
+    monkeypatch.setattr(_zeisel, "_download_zeisel", lambda: cached)
     with pytest.raises(ValueError, match="Aug-2014"):
         datasets.zeisel()
     assert not cached.exists()
@@ -328,7 +329,7 @@ def test_zeisel_never_removes_a_file_of_the_user(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_facts")
 def test_zeisel_keeps_a_good_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = write_plain(tmp_path, zeisel_text())
-    monkeypatch.setattr(datasets, "_download_zeisel", lambda: cached)
+    monkeypatch.setattr(_zeisel, "_download_zeisel", lambda: cached)
     assert datasets.zeisel(n_genes=None).shape == (4, 5)
     assert cached.exists()
 
@@ -340,7 +341,7 @@ def test_zeisel_offline_says_what_to_do(
 
     caplog.set_level(logging.ERROR, logger="pooch")
     monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path)
-    monkeypatch.setattr(datasets, "_ZEISEL_URL", "http://127.0.0.1:9/cortex.txt")
+    monkeypatch.setattr(_zeisel, "_ZEISEL_URL", "http://127.0.0.1:9/cortex.txt")
     with pytest.raises(ConnectionError, match=r"download http://127.*pass it as path=") as caught:
         datasets.zeisel()
     assert "\n" not in str(caught.value)
@@ -464,7 +465,7 @@ def test_broken_matrix_is_refused(tmp_path: Path) -> None:
 @given(counts=arrays(np.int64, (6, 9), elements=st.integers(0, 50)), n_genes=st.integers(1, 9))
 def test_no_dropped_gene_varies_more_than_a_kept_one(counts: NDArray, n_genes: int) -> None:
     adata = anndata.AnnData(sparse.csr_matrix(counts, dtype=np.float32))
-    kept = datasets._highly_variable_by_variance(adata, n_genes).var_names.astype(int)
+    kept = _zeisel._highly_variable_by_variance(adata, n_genes).var_names.astype(int)
     variance = counts.var(axis=0)
     dropped = np.setdiff1d(np.arange(9), kept)
     assert len(kept) == n_genes
@@ -475,7 +476,7 @@ def test_no_dropped_gene_varies_more_than_a_kept_one(counts: NDArray, n_genes: i
 def test_ties_in_variance_go_to_the_earlier_gene() -> None:
     counts = np.array([[0.0], [1.0]]) * np.tile([1.0, 3.0], 200)
     adata = anndata.AnnData(sparse.csr_matrix(counts, dtype=np.float32))
-    kept = datasets._highly_variable_by_variance(adata, 3).var_names.tolist()
+    kept = _zeisel._highly_variable_by_variance(adata, 3).var_names.tolist()
     assert kept == ["1", "3", "5"]
 
 
@@ -589,7 +590,7 @@ KANG_META = {
     "cell_type": ["B", "NK", "B", "DC"],
     "sex": ["male", "female", "male", "female"],
 }
-KANG_SMALL = datasets._KangFacts(
+KANG_SMALL = _kang._KangFacts(
     n_cells=4, n_genes=5, batch=(1, 3), cell_type=(1, 1, 2), n_values=11, total=434
 )
 
@@ -602,7 +603,7 @@ def write_kang(folder: Path, cells: list[str] = CELLS, counts: NDArray = COUNTS)
 
 @pytest.fixture
 def small_kang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_KANG", KANG_SMALL)
+    monkeypatch.setattr(_kang, "_KANG", KANG_SMALL)
     monkeypatch.delenv("DRA_SCVI_DATA", raising=False)
 
 
@@ -625,7 +626,7 @@ def test_kang_prefers_the_copy_in_the_folder_named(
     expected = datasets.kang(write_kang(tmp_path))
     expected.write_h5ad(tmp_path / "kang_ifnb_2800x14053.h5ad")
     monkeypatch.setenv("DRA_SCVI_DATA", str(tmp_path))
-    monkeypatch.setattr(datasets, "_download_kang", lambda: pytest.fail("downloaded"))
+    monkeypatch.setattr(_kang, "_download_kang", lambda: pytest.fail("downloaded"))
     adata = datasets.kang()
     np.testing.assert_array_equal(adata.X.toarray(), expected.X.toarray())
     pd.testing.assert_frame_equal(adata.obs, expected.obs)
@@ -653,7 +654,7 @@ def test_kang_refuses_other_data_and_forgets_a_bad_download(
     with pytest.raises(ValueError, match=message):
         datasets.kang(path)
     assert path.exists()
-    monkeypatch.setattr(datasets, "_download_kang", lambda: path)
+    monkeypatch.setattr(_kang, "_download_kang", lambda: path)
     with pytest.raises(ValueError, match=message):
         datasets.kang()
     assert not path.exists()
@@ -692,7 +693,7 @@ def test_kang_is_the_data_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None
     assert adata.shape == (2_800, 14_053)
     sizes = adata.obs["batch"].value_counts().to_dict()
     assert sizes == {"STIM": 1_490, "CTRL": 1_310}
-    monkeypatch.setattr(datasets, "_KANG", dataclasses.replace(datasets._KANG, total=1))
+    monkeypatch.setattr(_kang, "_KANG", dataclasses.replace(_kang._KANG, total=1))
     with pytest.raises(ValueError, match="not the published one"):
         datasets.kang()
     assert Path(folder, "kang_ifnb_2800x14053.h5ad").exists()  # the user's own
@@ -703,6 +704,6 @@ def test_zeisel_label_sizes_agree_with_an_independent_copy() -> None:
     if not folder:
         pytest.skip("DRA_SCVI_DATA is not set")
     adata = anndata.read_h5ad(Path(folder, "zeisel_ewce_3005x200.h5ad"))
-    assert adata.n_obs == datasets._ZEISEL.n_cells
+    assert adata.n_obs == _zeisel._ZEISEL.n_cells
     sizes = sorted(adata.obs["cell_type"].value_counts())
-    assert tuple(sizes) == datasets._ZEISEL.level1class
+    assert tuple(sizes) == _zeisel._ZEISEL.level1class

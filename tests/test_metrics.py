@@ -24,6 +24,7 @@ from sklearn.metrics import (
 )
 
 from dra_scvi import metrics
+from dra_scvi.metrics import _clustering, _input, _integration
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def test_as_many_labels_as_cells_leave_the_silhouette_out() -> None:
 def test_silhouette_of_many_cells_comes_from_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, labels = blobs(distance=3.0)
     exact = metrics.clustering(embedding, labels)["silhouette"]
-    monkeypatch.setattr(metrics, "_SILHOUETTE_CELLS", 60)
+    monkeypatch.setattr(_clustering, "_SILHOUETTE_CELLS", 60)
     drawn = [metrics.clustering(embedding, labels, seed=seed)["silhouette"] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0] != exact
@@ -121,7 +122,7 @@ def test_silhouette_of_many_cells_comes_from_a_draw(monkeypatch: pytest.MonkeyPa
 def test_silhouette_of_many_cells_draws_each_at_most_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All cells but one: the score is that of one of the sets that lack a single cell."""
     embedding, labels = blobs(n_per_type=10, distance=3.0)
-    monkeypatch.setattr(metrics, "_SILHOUETTE_CELLS", 29)
+    monkeypatch.setattr(_clustering, "_SILHOUETTE_CELLS", 29)
     found = metrics.clustering(embedding, labels, seed=4)["silhouette"]
     lacking = [
         silhouette_score(np.delete(embedding, i, axis=0), np.delete(labels, i)) for i in range(30)
@@ -133,7 +134,7 @@ def test_silhouette_of_as_many_cells_as_are_drawn_is_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embedding, labels = blobs(n_per_type=10, distance=3.0)
-    monkeypatch.setattr(metrics, "_SILHOUETTE_CELLS", 30)
+    monkeypatch.setattr(_clustering, "_SILHOUETTE_CELLS", 30)
     found = metrics.clustering(embedding, labels)["silhouette"]
     assert found == silhouette_score(embedding, labels)
 
@@ -155,14 +156,14 @@ def test_cells_a_billionth_apart_are_told_apart() -> None:
     assert metrics.clustering(apart, names)["ari"] == 1.0
     assert metrics.clustering(apart.astype(np.longdouble), names)["ari"] == 1.0
     assert metrics.clustering((names == "y")[:, None], names)["ari"] == 1.0
-    half = metrics._checked_embedding(np.ones((3, 2), np.float16))
+    half = _input._checked_embedding(np.ones((3, 2), np.float16))
     assert half.dtype == np.float64
 
 
 def test_single_precision_stays_single() -> None:
     """A copy in double precision would double the memory of a million cells."""
     embedding = blobs()[0].astype(np.float32)
-    assert metrics._checked_embedding(embedding) is embedding
+    assert _input._checked_embedding(embedding) is embedding
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -182,8 +183,12 @@ def test_defaults_are_as_documented() -> None:
         assert (found["method"], found["seed"], found["n_init"]) == ("kmeans", 0, 10)
         assert (found["resolution"], found["n_clusters"]) == (1.0, None)
     assert signatures[2]["seed"] == 0
-    assert metrics._SILHOUETTE_CELLS == 5_000
-    neighbors = metrics._CONNECTIVITY_NEIGHBORS, metrics._KBET_NEIGHBORS, metrics._LISI_NEIGHBORS
+    assert _clustering._SILHOUETTE_CELLS == 5_000
+    neighbors = (
+        _integration._CONNECTIVITY_NEIGHBORS,
+        _integration._KBET_NEIGHBORS,
+        _integration._LISI_NEIGHBORS,
+    )
     assert neighbors == (15, 50, 90)
 
 
@@ -203,7 +208,7 @@ def test_leiden_is_that_of_scanpy_on_the_nearest_neighbours(
         sc.tl.leiden(graph, resolution=resolution, random_state=seed, **options)
         found = metrics.cluster(embedding, "leiden", resolution=resolution, seed=seed)
         np.testing.assert_array_equal(found, graph.obs["leiden"].astype(int))
-        connected = metrics._neighbor_graph(embedding, seed).obsp["connectivities"]
+        connected = _clustering._neighbor_graph(embedding, seed).obsp["connectivities"]
         assert (connected != graph.obsp["connectivities"]).nnz == 0
 
 
@@ -378,20 +383,20 @@ def test_integration_needs_a_type_with_more_cells_than_batches(
 ) -> None:
     codes = [pd.factorize(np.array(list(names)))[0] for names in (types, batches)]
     if comparable:
-        metrics._check_comparable(*codes)
+        _integration._check_comparable(*codes)
     else:
         with pytest.raises(ValueError, match="No label occurs in two batches"):
-            metrics._check_comparable(*codes)
+            _integration._check_comparable(*codes)
 
 
 @pytest.mark.parametrize("n_cells", [15, 16])
 def test_integration_needs_more_cells_than_neighbours(n_cells: int) -> None:
     types, batch = np.arange(n_cells) % 2, np.arange(n_cells) // 2 % 2
     if n_cells == 16:
-        metrics._check_comparable(types, batch)
+        _integration._check_comparable(types, batch)
     else:
         with pytest.raises(ValueError, match="more than 15 cells, got 15"):
-            metrics._check_comparable(types, batch)
+            _integration._check_comparable(types, batch)
 
 
 def test_integration_refuses_missing_batches() -> None:
@@ -502,7 +507,7 @@ def test_integration_scores_are_those_of_scib_metrics_on_exact_neighbours() -> N
 def test_integration_of_fewer_cells_than_neighbours_uses_all() -> None:
     pytest.importorskip("scib_metrics")
     embedding, labels = blobs(n_per_type=6)
-    found = metrics._exact_neighbors(embedding, 90)
+    found = _integration._exact_neighbors(embedding, 90)
     assert found.indices.shape == found.distances.shape == (18, 18)
     scores = metrics.integration(embedding, labels, np.resize(["x", "y"], 18))
     assert 0 <= scores["total"] <= 1

@@ -20,6 +20,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from dra_scvi import pl
+from dra_scvi.pl import _embedding, _figures, _training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,7 +119,7 @@ def test_training_panels(history: dict[str, pd.DataFrame]) -> None:
     ]
     assert legend_texts(loss) == labels(loss)
     assert loss.get_xlabel() == "epoch"
-    assert [text.get_text() for text in loss.texts] == [pl.PANELS[0][3]]
+    assert [text.get_text() for text in loss.texts] == [_training.PANELS[0][3]]
     assert loss.get_ylabel() == "nats per cell"
     plain = pl.training(history, show=False, guide=False)
     assert [len(axes.texts) for axes in plain.axes] == [0] * 3
@@ -294,8 +295,8 @@ def test_embedding_categories(adata: AnnData) -> None:
     (points,) = axes.collections
     np.testing.assert_array_equal(points.get_offsets()[0], adata.obsm["X_umap"][4])
     colours = [tuple(colour) for colour in points.get_facecolors()]
-    assert colours[0] == to_rgba(pl.MISSING_COLOUR, 0.8)
-    assert colours[1:] == [to_rgba(pl.COLOURS[i], 0.8) for i in (0, 1, 0, 1, 0)]
+    assert colours[0] == to_rgba(_embedding.MISSING_COLOUR, 0.8)
+    assert colours[1:] == [to_rgba(_figures.COLOURS[i], 0.8) for i in (0, 1, 0, 1, 0)]
 
 
 def test_embedding_numbered(adata: AnnData) -> None:
@@ -320,7 +321,7 @@ def test_embedding_stored_colours(adata: AnnData) -> None:
     assert tuple(points.get_facecolors()[1]) == to_rgba("#ff0000", 0.8)
     adata.uns["kind_colors"] = ["#ff0000"]
     (points,) = pl.embedding(adata, color="kind", show=False).collections
-    assert tuple(points.get_facecolors()[1]) == to_rgba(pl.COLOURS[0], 0.8)
+    assert tuple(points.get_facecolors()[1]) == to_rgba(_figures.COLOURS[0], 0.8)
 
 
 def test_embedding_booleans_are_categories(adata: AnnData) -> None:
@@ -374,8 +375,8 @@ def lab(colours: Sequence[str], sight: ArrayLike) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("sight", SIGHTS)
 def test_colours_are_told_apart_by_every_sight(sight: str) -> None:
-    for colours, least in ((pl.COLOURS, 15), (pl.MORE_COLOURS, 12)):
-        points = lab([*colours, pl.MISSING_COLOUR], SIGHTS[sight])
+    for colours, least in ((_figures.COLOURS, 15), (_embedding.MORE_COLOURS, 12)):
+        points = lab([*colours, _embedding.MISSING_COLOUR], SIGHTS[sight])
         distances = np.linalg.norm(points[:, None] - points, axis=2)
         assert distances[np.triu_indices(len(points), 1)].min() > least
 
@@ -387,14 +388,16 @@ def test_embedding_numbers_are_drawn_from_missing_to_high(adata: AnnData) -> Non
     np.testing.assert_array_equal(points.get_offsets(), adata.obsm["X_umap"][order])
     viridis = matplotlib.colormaps["viridis"]
     colours = points.get_facecolors()
-    assert tuple(colours[0]) == to_rgba(pl.MISSING_COLOUR)
+    assert tuple(colours[0]) == to_rgba(_embedding.MISSING_COLOUR)
     np.testing.assert_allclose(colours[[1, -1]], [viridis(0.0), viridis(1.0)])
 
 
 def test_embedding_numbers_all_missing(adata: AnnData) -> None:
     adata.obs["depth"] = np.nan
     (points,) = pl.embedding(adata, color="depth", show=False).collections
-    assert {tuple(colour) for colour in points.get_facecolors()} == {to_rgba(pl.MISSING_COLOUR)}
+    assert {tuple(colour) for colour in points.get_facecolors()} == {
+        to_rgba(_embedding.MISSING_COLOUR)
+    }
 
 
 def test_embedding_titles(adata: AnnData) -> None:

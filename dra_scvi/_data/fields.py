@@ -20,8 +20,9 @@ from scvi.data.fields import (
 )
 
 from dra_scvi._compat import is_minified
+from dra_scvi._data.gene_names import check_genes
 from dra_scvi._data.keys import NAMES_SHOWN, counted, validate_keys
-from dra_scvi._data.validation import check_genes, validate_counts
+from dra_scvi._data.validation import validate_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from dra_scvi._data.keys import counted, named_layers
-from dra_scvi._data.validation import blocks, holds_counts
+from dra_scvi._data.structure import blocks
+from dra_scvi._data.validation import holds_counts
 from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
 
 if TYPE_CHECKING:

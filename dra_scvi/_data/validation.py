@@ -15,15 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from dra_scvi._data.gene_names import check_genes
-from dra_scvi._data.keys import (
-    NAMES_SHOWN,
-    closest,
-    counted,
-    named_layers,
-    unknown_key,
-    validate_keys,
-)
+from dra_scvi._data.keys import NAMES_SHOWN, counted, named_layers, validate_keys
+from dra_scvi._data.structure import _check_type, _values, _where, blocks, check_structure
 from dra_scvi._exceptions import InvalidCountsError
 
 if TYPE_CHECKING:
@@ -32,22 +25,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = [
-    "blocks",
-    "check_genes",
-    "check_structure",
-    "closest",
-    "holds_counts",
-    "named_layers",
-    "unknown_key",
-    "validate_counts",
-    "validate_keys",
-]
 
 logger = logging.getLogger("dra_scvi")
-
-BLOCK_ROWS = 4096
-BLOCK_ENTRIES = 2**24
 FLOAT32_LIMIT = 2**24
 LOG_CEILING = 20.0
 LEAST_CELLS = 3
@@ -157,55 +136,6 @@ def validate_counts(
         warnings.warn(message, UserWarning, stacklevel=2)
 
 
-def check_structure(matrix: Any, where: str) -> None:
-    """Check that the indices of a compressed sparse matrix point into it.
-
-    SciPy trusts them, and compiled code that follows them out of the matrix crashes.
-
-    Parameters
-    ----------
-    matrix
-        Any matrix; others than CSR and CSC pass.
-    where
-        Its name, for the message.
-
-    Raises
-    ------
-    InvalidCountsError
-        When they do not, as after damage to a file.
-
-    Examples
-    --------
-    >>> matrix = sparse.csr_matrix([[0, 1], [2, 0]])
-    >>> matrix.indices[0] = 7
-    >>> check_structure(matrix, "adata.X")
-    Traceback (most recent call last):
-    ...
-    dra_scvi._exceptions.InvalidCountsError: adata.X is a damaged sparse matrix: ...
-    """
-    if not sparse.issparse(matrix) or matrix.format not in ("csr", "csc"):
-        return
-    n_rows, n_columns = matrix.shape
-    length, width = (n_rows, n_columns) if matrix.format == "csr" else (n_columns, n_rows)
-    starts, indices = matrix.indptr, matrix.indices
-    is_sound = (
-        len(starts) == length + 1
-        and starts[0] == 0
-        and starts[-1] <= min(len(indices), len(matrix.data))
-        and bool((starts[1:] >= starts[:-1]).all())
-        and (indices.size == 0 or (indices.min() >= 0 and indices.max() < width))
-    )
-    if not is_sound:
-        raise InvalidCountsError(
-            f"{where} is a damaged sparse matrix: its indices point outside of it. Read it again, "
-            "or from a copy."
-        )
-
-
-def _where(layer: str | None) -> str:
-    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-
-
 def _check_shape(adata: AnnData, least_cells: int) -> None:
     if adata.n_obs == 0:
         raise InvalidCountsError("adata has no cells: nothing to work on. Check earlier filters.")
@@ -227,29 +157,6 @@ def _check_gene_names(adata: AnnData) -> None:
         )
 
 
-def _check_type(matrix: Any, where: str) -> None:
-    if matrix is None:
-        raise InvalidCountsError(f"{where} is None; pass the layer of raw counts as layer=...")
-    if np.dtype(matrix.dtype).kind not in "buif":
-        raise InvalidCountsError(
-            f"{where} holds values of type {matrix.dtype}, not numbers; convert it to counts."
-        )
-
-
-def blocks(matrix: Any) -> Iterator[tuple[int, int, Any]]:
-    """Cut a matrix along the axis it is stored by into (first row, first column, block)."""
-    n_rows, n_columns = matrix.shape
-    by_column = getattr(matrix, "format", None) == "csc"
-    length, width = (n_columns, n_rows) if by_column else (n_rows, n_columns)
-    step = min(BLOCK_ROWS, max(1, BLOCK_ENTRIES // max(1, width)))
-    for start in range(0, length, step):
-        part = slice(start, start + step)
-        if by_column:
-            yield 0, start, _in_memory(matrix[:, part])
-        else:
-            yield start, 0, _in_memory(matrix[part])
-
-
 def holds_counts(matrix: Any) -> bool:
     """Whether every value of a matrix is a count.
 
@@ -259,19 +166,6 @@ def holds_counts(matrix: Any) -> bool:
     (True, False)
     """
     return all(_is_clean(_values(block)) for _, _, block in blocks(matrix))
-
-
-def _in_memory(block: Any) -> Any:
-    """Turn a slice of any matrix into an array or a compressed sparse matrix."""
-    if hasattr(block, "compute"):
-        block = block.compute()
-    if not sparse.issparse(block):
-        return np.asarray(block)
-    return block if block.format in ("csr", "csc") else block.tocsr()
-
-
-def _values(block: Any) -> NDArray[Any]:
-    return block.data if sparse.issparse(block) else block
 
 
 def _is_clean(values: NDArray[Any]) -> bool:

@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dra_scvi._data.validation import check_structure, closest, named_layers
+from dra_scvi._data.keys import closest, named_layers
+from dra_scvi._data.structure import check_structure
 from dra_scvi._exceptions import InputError
 from dra_scvi._inputs.errors import explain
 from dra_scvi._inputs.hdf5_probe import check_hdf5

@@ -10,150 +10,26 @@ P(θ) = θ (θ + 1) ... (θ + 5).
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
-from dra_scvi._exceptions import InvalidCountsError
+from dra_scvi._kernels.parts import _check, _share
+from dra_scvi._kernels.series import (
+    _EPS,
+    _SHIFT,
+    _digamma_rest,
+    _exp_negative,
+    _jit,
+    _log,
+    _log1p,
+    _log_double,
+    _shift_product,
+    _stirling,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
-    from scipy.sparse import csr_matrix
-
-# NaN and infinity must come through: they are what the training plan looks for
-_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-_EPS = 1e-8
-_SHIFT = 6
-_SQRT2 = math.sqrt(2.0)
-_LN2 = math.log(2.0)
-# ln 2 as a sum whose first part has few bits, so that its product with a small integer is exact
-_LN2_HIGH = np.float32(0.693359375)
-_LN2_LOW = np.float32(_LN2 - 0.693359375)
-# less work than this takes no longer than waking a thread for it
-_MIN_ENTRIES_PER_THREAD = 32_768
-
-
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on first use, and keep the result on disk where a folder for that can be written."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no writable place for the cache
-        return numba.njit(**options)(function)
-
-
-def _bitcast(source: types.Type, target: types.Type, target_ir: ir.Type) -> Callable[..., Any]:
-    """Reinterpret the bits of a number as one of another type."""
-
-    @intrinsic
-    def cast(typing_context: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.bitcast(args[0], target_ir)
-
-        return target(source), generate
-
-    return cast
-
-
-_float_bits = _bitcast(types.float32, types.int32, ir.IntType(32))
-_bits_float = _bitcast(types.int32, types.float32, ir.FloatType())
-_double_bits = _bitcast(types.float64, types.int64, ir.IntType(64))
-_bits_double = _bitcast(types.int64, types.float64, ir.DoubleType())
-
-
-@_jit
-def _exp_negative(x: Any) -> Any:
-    """Return e^x for float32 x ≤ 0."""
-    x = max(x, np.float32(-87.0))
-    n = np.int32(x * np.float32(1 / _LN2) - np.float32(0.5))
-    r = x - n * _LN2_HIGH - n * _LN2_LOW
-    series = np.float32(1 / 5040)
-    series = series * r + np.float32(1 / 720)
-    series = series * r + np.float32(1 / 120)
-    series = series * r + np.float32(1 / 24)
-    series = series * r + np.float32(1 / 6)
-    series = series * r + np.float32(1 / 2)
-    series = series * r + np.float32(1.0)
-    series = series * r + np.float32(1.0)
-    return series * _bits_float((n + np.int32(127)) << np.int32(23))
-
-
-@_jit
-def _log(x: Any) -> Any:
-    """Natural logarithm of a positive float32: ln m = 2 artanh((m - 1) / (m + 1))."""
-    # an offset moves the cut of the mantissa from 1 to sqrt(1/2)
-    bits = _float_bits(x) - np.int32(0x3F3504F3)
-    n = bits >> np.int32(23)
-    m = _bits_float((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3))
-    s = (m - np.float32(1.0)) / (m + np.float32(1.0))
-    s2 = s * s
-    series = np.float32(2 / 9)
-    series = series * s2 + np.float32(2 / 7)
-    series = series * s2 + np.float32(2 / 5)
-    series = series * s2 + np.float32(2 / 3)
-    series = series * s2 + np.float32(2.0)
-    return n * _LN2_HIGH + (series * s + n * _LN2_LOW)
-
-
-@_jit
-def _log1p(x: Any) -> Any:
-    """Return ln(1 + x) of a float32 x ≥ 0, with what the rounding of 1 + x drops."""
-    y = np.float32(1.0) + x
-    return _log(y) + (x - (y - np.float32(1.0))) / y
-
-
-@_jit
-def _log_double(x: Any) -> Any:
-    """Natural logarithm of a positive float64."""
-    offset = np.int64(0x3FE6A09E667F3BCD)
-    bits = _double_bits(x) - offset
-    n = bits >> np.int64(52)
-    m = _bits_double((bits & np.int64(0x000FFFFFFFFFFFFF)) + offset)
-    s = (m - 1.0) / (m + 1.0)
-    s2 = s * s
-    series = 2 / 17
-    series = series * s2 + 2 / 15
-    series = series * s2 + 2 / 13
-    series = series * s2 + 2 / 11
-    series = series * s2 + 2 / 9
-    series = series * s2 + 2 / 7
-    series = series * s2 + 2 / 5
-    series = series * s2 + 2 / 3
-    series = series * s2 + 2.0
-    return n * _LN2 + series * s
-
-
-@_jit
-def _stirling(z: Any) -> Any:
-    """Return ln Γ(z) - (z - 1/2) ln z + z - ln(2π)/2, for z ≥ 6."""
-    w = 1.0 / (z * z)
-    return (1 / 12 + w * (-1 / 360 + w * (1 / 1260 - w / 1680))) / z
-
-
-@_jit
-def _digamma_rest(z: Any) -> Any:
-    """Return ψ(z) - ln z, for z ≥ 6."""
-    w = 1.0 / (z * z)
-    return -0.5 / z - w * (1 / 12 + w * (-1 / 120 + w * (1 / 252 - w / 240)))
-
-
-@_jit
-def _shift_product(theta: Any) -> Any:
-    """Return P(θ) and its derivative."""
-    product, slope = theta, 1.0
-    for i in range(1, _SHIFT):
-        factor = theta + i
-        slope = slope * factor + product
-        product = product * factor
-    return product, slope
 
 
 @_jit
@@ -377,111 +253,6 @@ def log_expression_and_derivatives(
 
 
 @_jit
-def _row_fault(indptr: Any, indices: Any, data: Any, row: Any, n_columns: Any) -> Any:
-    """Whether reading a row would lead out of the arrays, or writing it out of its columns."""
-    if row < 0 or row >= indptr.shape[0] - 1:
-        return True
-    start, end = indptr[row], indptr[row + 1]
-    if start < 0 or end < start or end > indices.shape[0] or end > data.shape[0]:
-        return True
-    if end - start > n_columns:
-        return True
-    outside = False
-    for j in range(start, end):
-        outside |= (indices[j] < 0) | (indices[j] >= n_columns)
-    return outside
-
-
-@_jit
-def _gather(indptr: Any, indices: Any, data: Any, rows: Any, out: Any) -> Any:
-    """Write rows; return the position of the first one that is damaged, or -1."""
-    for i in range(rows.shape[0]):
-        if _row_fault(indptr, indices, data, rows[i], out.shape[1]):
-            return i
-        for j in range(indptr[rows[i]], indptr[rows[i] + 1]):
-            out[i, indices[j]] = np.float32(data[j])
-    return -1
-
-
-def gather_rows(matrix: csr_matrix, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Return rows of a CSR matrix without duplicate entries as a dense matrix."""
-    _check_csr(matrix, rows)
-    out = np.zeros((len(rows), matrix.shape[1]), np.float32)
-    _refuse_fault(_gather(matrix.indptr, matrix.indices, matrix.data, rows, out), rows, matrix)
-    return out
-
-
-@_jit
-def _project(
-    indptr: Any, indices: Any, data: Any, rows: Any, log1p: Any, weight: Any, out: Any
-) -> Any:
-    """Write products; return the position of the first row that is damaged, or -1."""
-    values = np.empty(weight.shape[0] + 3, np.float32)
-    genes = np.empty(weight.shape[0] + 3, np.int64)
-    total = np.empty(weight.shape[1], np.float32)
-    for i in range(rows.shape[0]):
-        if _row_fault(indptr, indices, data, rows[i], weight.shape[0]):
-            return i
-        start, n = indptr[rows[i]], indptr[rows[i] + 1] - indptr[rows[i]]
-        for j in range(n):
-            values[j] = data[start + j]
-            genes[j] = indices[start + j]
-        if log1p:
-            for j in range(n):
-                values[j] = _log1p(values[j])
-        values[n : n + 3] = 0.0
-        genes[n : n + 3] = 0
-        total[:] = 0.0
-        for j in range(0, n, 4):  # four at a time: the sum is loaded and stored less often
-            a, b, c, d = values[j], values[j + 1], values[j + 2], values[j + 3]
-            of_a, of_b, of_c, of_d = genes[j], genes[j + 1], genes[j + 2], genes[j + 3]
-            for h in range(total.shape[0]):
-                total[h] += (
-                    a * weight[of_a, h]
-                    + b * weight[of_b, h]
-                    + c * weight[of_c, h]
-                    + d * weight[of_d, h]
-                )
-        out[i] = total
-    return -1
-
-
-def project_rows(
-    matrix: csr_matrix,
-    rows: NDArray[np.integer],
-    weight: NDArray[np.float32],
-    log1p: bool,
-    n_threads: int,
-) -> NDArray[np.float32]:
-    """Rows of a CSR matrix, or their log1p, times a dense matrix.
-
-    Parameters
-    ----------
-    matrix
-        CSR matrix, shape ``(n_cells, n_genes)``; not negative where `log1p` is asked for.
-    rows
-        Rows to take.
-    weight
-        Dense matrix, shape ``(n_genes, n_hidden)``, row by row in memory.
-    log1p
-        Whether to take ``ln(1 + x)`` first.
-    n_threads
-        Number of threads that share the rows.
-    """
-    _check_csr(matrix, rows)
-    _check("weight", weight, (matrix.shape[1], *weight.shape[1:]), n_dimensions=2)
-    out = np.zeros((len(rows), weight.shape[1]), np.float32)
-    arrays = matrix.indptr, matrix.indices, matrix.data
-
-    def run(part: slice) -> None:
-        fault = _project(*arrays, rows[part], log1p, weight, out[part])
-        _refuse_fault(fault, rows[part], matrix)
-
-    _share(run, (len(rows), len(weight)), n_threads)
-    return out
-
-
-@_jit
 def _log1p_all(x: Any, scale: Any, out: Any) -> None:
     for b in range(x.shape[0]):
         for g in range(x.shape[1]):
@@ -502,53 +273,3 @@ def log1p_counts(
 
     _share(run, x.shape, n_threads)
     return out
-
-
-def _check(
-    name: str, array: NDArray[Any], shape: tuple[int, ...], n_dimensions: int | None = None
-) -> None:
-    """Refuse what compiled code, which trusts its arguments, would read past."""
-    if n_dimensions is not None and array.ndim != n_dimensions:
-        raise ValueError(f"{name} has {array.ndim} dimensions, not {n_dimensions}.")
-    if array.shape != shape:
-        raise ValueError(f"{name} has the shape {array.shape}, not {shape}.")
-    if array.dtype != np.float32:
-        raise TypeError(f"{name} holds {array.dtype}, not float32.")
-
-
-def _check_csr(matrix: csr_matrix, rows: NDArray[np.integer]) -> None:
-    """Refuse a matrix that is no CSR matrix; its entries are looked at as they are read."""
-    if matrix.format != "csr" or len(matrix.indptr) != matrix.shape[0] + 1:
-        raise ValueError("The rows of a CSR matrix, with one start for each row, are needed.")
-    kinds = matrix.indptr.dtype.kind + matrix.indices.dtype.kind + rows.dtype.kind
-    if rows.ndim != 1 or not set(kinds) <= {"i", "u"}:
-        raise TypeError("Rows, and the indices of a CSR matrix, have to be whole numbers.")
-
-
-def _refuse_fault(position: int, rows: NDArray[np.integer], matrix: csr_matrix) -> None:
-    if position < 0:
-        return
-    row, n_rows = int(rows[position]), matrix.shape[0]
-    if not 0 <= row < n_rows:
-        raise IndexError(f"Row {row} was asked for, and there are {n_rows} rows, from 0.")
-    raise InvalidCountsError(
-        f"Row {row} of the counts is damaged: its indices point outside of the matrix. Read it "
-        "again, or from a copy."
-    )
-
-
-def _share(run: Callable[[slice], None], shape: tuple[int, ...], n_threads: int) -> None:
-    """Run over all cells of a matrix, in several threads where it is large enough."""
-    n_cells, n_genes = shape
-    n_parts = max(1, min(n_threads, n_cells, n_cells * n_genes // _MIN_ENTRIES_PER_THREAD))
-    if n_parts == 1:
-        run(slice(0, n_cells))
-        return
-    edges = np.linspace(0, n_cells, n_parts + 1).astype(int)
-    parts = [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
-    list(_workers(n_parts).map(run, parts))
-
-
-@cache
-def _workers(n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="dra_scvi")

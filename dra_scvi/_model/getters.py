@@ -12,7 +12,7 @@ from scvi.model import SCVI
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
 from dra_scvi._compat import is_minified
-from dra_scvi._data.minibatches import registered_rows
+from dra_scvi._data.rows import registered_rows
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._model.arguments import takes_cells
 from dra_scvi._module.dravae import DRAVAE
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributions import Distribution
 
-    from dra_scvi._data.minibatches import Rows
+    from dra_scvi._data.rows import Rows
 
 
 INFERENCE_BATCH_SIZE = 512

@@ -14,7 +14,7 @@ from scvi.data import AnnDataManager
 from scvi.model.base import ArchesMixin, BaseModelClass
 
 from dra_scvi._compat import download
-from dra_scvi._data.validation import check_genes
+from dra_scvi._data.gene_names import check_genes
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import UntrustedModelError
 from dra_scvi._folder.manifest import MODEL, check_prefix

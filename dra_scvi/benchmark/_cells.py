@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dra_scvi import metrics
-from dra_scvi._data.validation import validate_counts, validate_keys
+from dra_scvi._data.keys import validate_keys
+from dra_scvi._data.validation import validate_counts
 from dra_scvi._data.variable_genes import bare_counts, log_normalised, select_genes
+from dra_scvi.metrics import _input
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,7 +183,7 @@ def _without_empty(counts: AnnData, name: str) -> AnnData:
 def _label_codes(column: pd.Series) -> NDArray[np.int64]:
     """Return the number of each label, and refuse labels that nothing can be scored against."""
     name = f"label_key={column.name!r}"
-    codes = metrics._label_codes(column, len(column), name)
+    codes = _input._label_codes(column, len(column), name)
     n_types = len(np.unique(codes))
     if n_types < 2:
         raise ValueError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dra_scvi._data.validation import unknown_key
+from dra_scvi._data.keys import unknown_key
 from dra_scvi._data.variable_genes import log_normalised
 
 if TYPE_CHECKING:
@@ -210,7 +210,8 @@ def _upstream_facts(name: str, cells: Cells, n_latent: int) -> dict[str, Any]:
 
 
 def _dra_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
-    from dra_scvi._model.dra import DRA, default_max_epochs
+    from dra_scvi._model.dra import DRA
+    from dra_scvi._model.epochs import default_max_epochs
 
     n_obs, n_batch = cells.counts.n_obs, cells.n_batches
     epochs = default_max_epochs(n_obs, n_latent=n_latent, n_batch=n_batch)

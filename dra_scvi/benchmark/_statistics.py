@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._argument_kinds import check_table as check_kind
-from dra_scvi._data.validation import unknown_key
+from dra_scvi._data.keys import unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

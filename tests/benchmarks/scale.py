@@ -160,7 +160,7 @@ def main() -> None:
 
 def default_epochs(n_cells: int) -> int:
     """Return the epochs that DRA takes."""
-    from dra_scvi._model.dra import default_max_epochs
+    from dra_scvi._model.epochs import default_max_epochs
 
     return default_max_epochs(n_cells)
 

@@ -34,8 +34,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.model import SCVI
 
-from dra_scvi import DRA, benchmark, datasets, metrics
+from dra_scvi import DRA, datasets, metrics
 from dra_scvi._threads import own_threads
+from dra_scvi.benchmark import _runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -216,10 +217,10 @@ def memory(genes: list[int]) -> None:
 def train_and_report(name: str, n_genes: int) -> None:
     """Train one epoch and embed; print the peak resident memory of that in MB, counts included."""
     adata = counts(n_genes, 50_000)
-    benchmark._reset_peak_memory()  # what simulating took does not count
+    _runs._reset_peak_memory()  # what simulating took does not count
     MODELS[name][0].setup_anndata(adata)
     fit(adata, name, 1).get_latent_representation()
-    print(benchmark._peak_memory())
+    print(_runs._peak_memory())
 
 
 def scale(sizes: list[int]) -> None:

@@ -27,6 +27,7 @@ from dra_scvi import _threads, datasets, metrics, tl
 from dra_scvi import demo as demo_job
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi.cli import exit_code, program
+from dra_scvi.metrics import _clustering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -583,7 +584,7 @@ def test_threads_are_limited_and_restored(trained: Path, monkeypatch: pytest.Mon
         seen.append((torch.get_num_threads(), _threads.kernel_threads()))
         return clustering(*args, **kwargs)
 
-    monkeypatch.setattr(metrics, "clustering", watch)
+    monkeypatch.setattr(_clustering, "clustering", watch)
     before = torch.get_num_threads()
     args = ("evaluate", trained / "out.h5ad", "--label-key", "cell_type", "--threads")
     torch.set_num_threads(3)

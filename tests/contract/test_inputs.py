@@ -24,7 +24,8 @@ from click.testing import CliRunner
 from scipy import io, sparse
 
 from dra_scvi import datasets, tl
-from dra_scvi._data.minibatches import Minibatches, StoredRows
+from dra_scvi._data.minibatches import Minibatches
+from dra_scvi._data.rows import StoredRows
 from dra_scvi._data.validation import validate_counts
 from dra_scvi._inputs.out_of_core import open_stored
 from dra_scvi._inputs.read import read_input

@@ -15,11 +15,14 @@ import torch
 from scipy import sparse
 
 from dra_scvi import DRA, PublishedDRA
-from dra_scvi._data.minibatches import Minibatches, StoredRows
+from dra_scvi._data.minibatches import Minibatches
+from dra_scvi._data.rows import StoredRows
 from dra_scvi._data.shares import Share
-from dra_scvi._data.validation import check_structure, validate_counts
+from dra_scvi._data.structure import check_structure
+from dra_scvi._data.validation import validate_counts
 from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
 from dra_scvi._kernels import compiled as _count_kernel
+from dra_scvi._kernels import rows as rows_kernel
 from tests.helpers import N_CELLS, N_GENES, QUIET, SMALL, cells
 
 if TYPE_CHECKING:
@@ -334,20 +337,20 @@ def test_kernels_of_rows_stay_inside(
     """A damaged sparse row, or one that is not there: an error, never another's memory."""
     rows = np.array([0, row])
     with pytest.raises(error):
-        _count_kernel.gather_rows(matrix, rows)
+        rows_kernel.gather_rows(matrix, rows)
     with pytest.raises(error):
-        _count_kernel.project_rows(matrix, rows, np.ones((4, 2), np.float32), True, 1)
+        rows_kernel.project_rows(matrix, rows, np.ones((4, 2), np.float32), True, 1)
 
 
 def test_weights_of_other_genes() -> None:
     """Weights for fewer genes than the counts have: refused before the kernel runs."""
     rows = np.array([0])
     with pytest.raises(ValueError, match=r"weight has the shape \(3, 2\), not \(4, 2\)"):
-        _count_kernel.project_rows(damaged(), rows, np.ones((3, 2), np.float32), False, 1)
+        rows_kernel.project_rows(damaged(), rows, np.ones((3, 2), np.float32), False, 1)
     with pytest.raises(TypeError, match="float64, not float32"):
-        _count_kernel.project_rows(damaged(), rows, np.ones((4, 2)), False, 1)
+        rows_kernel.project_rows(damaged(), rows, np.ones((4, 2)), False, 1)
     with pytest.raises(TypeError, match="whole numbers"):
-        _count_kernel.gather_rows(damaged(), np.array([0.5]))
+        rows_kernel.gather_rows(damaged(), np.array([0.5]))
 
 
 @pytest.mark.parametrize("wrong", ["mu", "theta", "zi_logits", "scale"])

@@ -16,11 +16,10 @@ from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
 
 from dra_scvi import DRA
 from dra_scvi._data import minibatches as _data_splitting
-from dra_scvi._data.minibatches import (
-    DataSplitter,
+from dra_scvi._data.minibatches import DataSplitter, Minibatches
+from dra_scvi._data.rows import (
     DenseRows,
     DeviceSparseRows,
-    Minibatches,
     SparseRows,
     StoredRows,
     narrow,

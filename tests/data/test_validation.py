@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from dra_scvi._data import validation as _validation
-from dra_scvi._data.validation import validate_counts, validate_keys
+from dra_scvi._data.keys import validate_keys
+from dra_scvi._data.validation import validate_counts
 from dra_scvi._exceptions import InvalidCountsError
 
 if TYPE_CHECKING:

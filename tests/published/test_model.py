@@ -12,7 +12,9 @@ from scvi import REGISTRY_KEYS
 from torch import nn
 
 from dra_scvi import InvalidCountsError, PublishedDRA, TrainingDivergedError, presets
-from dra_scvi._published.model import PublishedPlan, _Affine, _Windows, published_split
+from dra_scvi._published.cells import _Windows, published_split
+from dra_scvi._published.networks import _Affine
+from dra_scvi._published.plan import PublishedPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

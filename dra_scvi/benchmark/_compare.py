@@ -1,0 +1,385 @@
+"""Every model on the same cells, genes and seeds: what is to be run, and a row for each run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dra_scvi._argument_kinds import check_adata, check_number
+from dra_scvi.benchmark._cells import Cells, check_input, prepare
+from dra_scvi.benchmark._models import Contender, Embed, Task, resolve
+from dra_scvi.benchmark._parallel import check_ray, spread
+from dra_scvi.benchmark._runs import _measure, _Measured, _scores
+from dra_scvi.benchmark._table import INTEGRATION, OK, Row, Table, frame
+from dra_scvi.metrics import _integration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pandas as pd
+    from anndata import AnnData
+
+
+logger = logging.getLogger("dra_scvi")
+
+QUICK_CELLS = 1_000
+QUICK_EPOCHS = 50
+QUICK_N_LATENT = 10
+
+OnRow = Callable[[Mapping[str, Any], bool], None]
+_Job = tuple[Contender, int, int]  # model, dimensions, seed
+
+
+def compare(
+    adata: AnnData,
+    label_key: str,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    models: Sequence[str] | Mapping[str, str | Embed] = ("pca", "scvi", "dra"),
+    n_latent: int | Sequence[int] = (2, 10, 20),
+    seeds: int | Sequence[int] = 5,
+    max_epochs: int | None = None,
+    *,
+    n_genes: int | None = None,
+    name: str = "data",
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    quick: bool = False,
+    accelerator: str = "auto",
+    progress: bool = True,
+    parallel: int = 1,
+    on_row: OnRow | None = None,
+) -> pd.DataFrame:
+    """Embed the same cells with several models, and score every embedding against known types.
+
+    Each model runs from raw counts with its own defaults: ``"pca"`` (principal components) and
+    ``"fa"`` (factor analysis), both of ln(1 + counts per 10,000); ``"scvi"``
+    (:class:`scvi.model.SCVI`), ``"ldvae"`` (:class:`scvi.model.LinearSCVI`) and ``"dra"``
+    (:class:`~dra_scvi.DRA`). Cells without counts in the genes compared on are left out.
+
+    Parameters
+    ----------
+    adata
+        Raw counts of ``(n_cells, n_genes)``, dense or sparse. It is not changed.
+    label_key
+        Column of ``adata.obs`` with known types, which no model sees.
+    batch_key
+        Column of ``adata.obs`` with batches, which scVI, LDVAE and DRA integrate, and within
+        which variable genes are ranked. Embeddings are then also scored by
+        :func:`dra_scvi.metrics.integration`, where scib-metrics is installed.
+    layer
+        Layer that holds the counts; `None` for ``adata.X``.
+    models
+        Names of the above, or a mapping from names in the table to such names or to functions of
+        ``(counts, n_latent, seed)`` that return an embedding; `counts` is an AnnData that they
+        may write to. Give a function another name when you change it: rows are kept by name.
+    n_latent
+        Dimensions (k) to compare at.
+    seeds
+        Number of seeds, from 0, or the seeds themselves. Each seeds the model, the clusterings,
+        and the draw of cells for the silhouette; PCA is computed once per k.
+    max_epochs
+        Epochs of scVI, LDVAE and DRA; `None` for the default of each.
+    n_genes
+        Number of most variable genes to keep, by ``seurat_v3``, or by variance of log-normalised
+        counts where that fails; `None` for all.
+    name
+        Name of the data set in the table.
+    output
+        CSV file that is written after every run. The rows already there are kept, and not
+        computed again where name, counts, labels, model, k, seed, epochs, defaults and versions
+        are the same; failed runs are tried again.
+    overwrite
+        Whether `output` may be replaced where it is no table of a comparison.
+    quick
+        Look in minutes instead: at most 1,000 cells, one k (10), the first seed, 50 epochs,
+        whatever the other arguments say.
+    accelerator
+        `"auto"`, `"cpu"`, `"gpu"`, ..., as in Lightning.
+    progress
+        Whether to show a progress bar.
+    parallel
+        Runs at a time, each in a process of one thread, with Ray (``pip install
+        "dra_scvi[tune]"``). `output` has the rows as they finish.
+    on_row
+        Called with each row as it is there, and whether it was kept from `output`.
+
+    Returns
+    -------
+    One row per model, k and seed, in the order of the runs:
+
+    - what ran: ``dataset``, ``n_cells``, ``n_genes``, ``n_types``, ``gene_selection`` (`"all"`,
+      `"seurat_v3"` or `"variance"`), ``label_key``, ``batch_key``, ``quick``, ``model``,
+      ``n_latent``, ``seed``, ``max_epochs`` (as asked for);
+    - ``status``: `"ok"`, or why the run failed, its scores being NaN then;
+    - ``nmi``, ``ari``, ``n_clusters``: k-means with as many clusters as types;
+    - ``leiden_nmi``, ``leiden_ari``, ``leiden_n_clusters``: Leiden at the resolution that gives as
+      many clusters as types, or nearly (:func:`dra_scvi.metrics.leiden_matched`);
+    - ``silhouette`` of the types, and ``integration_...`` with `batch_key`;
+    - ``epochs`` trained; ``seconds`` and ``cpu_seconds`` (of all threads) from counts to
+      embedding, imports and compilation included the first time in a process;
+    - ``peak_memory_mb``: greatest resident memory of the whole process in that time, libraries
+      and data included, without memory on a GPU; NaN where the system is not Linux;
+    - versions ``dra_scvi``, ``scvi_tools``, ``torch``; ``settings`` and ``fingerprint``, digests
+      of the model's defaults and of the data.
+
+    Raises
+    ------
+    TypeError
+        When an argument is of another kind.
+    KeyError
+        When a column or the layer does not exist.
+    ValueError
+        When a model is not known, a number is out of range, a label is missing, there are fewer
+        than two types, or the counts are not raw (:class:`~dra_scvi.InvalidCountsError`).
+    FileExistsError
+        When `output` is no table of a comparison.
+    ImportError
+        When `parallel` is more than 1 and Ray is not installed.
+
+    Examples
+    --------
+    >>> import dra_scvi
+    >>> adata = dra_scvi.datasets.synthetic(n_cells=90, n_genes=30, n_types=3)
+    >>> table = dra_scvi.benchmark.compare(
+    ...     adata, "cell_type", models=("pca", "fa"), n_latent=2, seeds=2, progress=False
+    ... )
+    >>> table[["model", "n_latent", "seed", "n_clusters"]].to_numpy().tolist()
+    [['pca', 2, 0, 3], ['fa', 2, 0, 3], ['pca', 2, 1, 3], ['fa', 2, 1, 3]]
+    """
+    check_adata(adata)
+    _check_kinds(label_key=label_key, batch_key=batch_key, layer=layer)
+    check_ray(parallel)
+    contenders = resolve(models)
+    plan = _Plan.checked(n_latent, seeds, max_epochs, quick)
+    table = Table(output, overwrite)
+    check_input(adata, label_key, batch_key, layer)
+    cells = prepare(adata, label_key, batch_key, layer, n_genes, plan.max_cells, name)
+    _check_rank(contenders, plan, cells)
+    facts = {"dataset": name, "label_key": label_key, "batch_key": batch_key, "quick": quick}
+    comparison = _Comparison(cells, plan, table, facts, accelerator, _scores_integration(cells))
+    jobs = [(c, k, seed) for seed in plan.seeds for k in plan.n_latent for c in contenders]
+    rows: list[Row] = [{}] * len(jobs)
+    with _progress_bar(progress, len(jobs)) as advance:
+        runs = comparison.rows(jobs, advance, parallel)
+        for place, row, is_kept in runs:
+            rows[place] = row
+            if on_row is not None:
+                on_row(row, is_kept)
+    return frame(rows)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which runs are to be made."""
+
+    n_latent: tuple[int, ...]
+    seeds: tuple[int, ...]
+    max_epochs: int | None
+    max_cells: int | None
+
+    @classmethod
+    def checked(
+        cls,
+        n_latent: int | Sequence[int],
+        seeds: int | Sequence[int],
+        max_epochs: int | None,
+        quick: bool,
+    ) -> _Plan:
+        dims = _listed("n_latent", n_latent)
+        drawn = _listed("seeds", seeds)
+        if isinstance(seeds, int | np.integer):
+            check_number(seeds, "seeds", least=1)
+            drawn = list(range(seeds))
+        _check_numbers("n_latent", dims, least=1)
+        _check_numbers("seeds", drawn, least=0)
+        if max_epochs is not None:
+            _check_numbers("max_epochs", [max_epochs], least=1)
+        if quick:
+            return cls((QUICK_N_LATENT,), (int(drawn[0]),), QUICK_EPOCHS, QUICK_CELLS)
+        return cls(tuple(map(int, dims)), tuple(map(int, drawn)), max_epochs, None)
+
+
+def _check_kinds(**names: Any) -> None:
+    """Refuse columns and lists where the name of a column or layer is wanted."""
+    for argument, name in names.items():
+        if not (isinstance(name, str) or (name is None and argument != "label_key")):
+            raise TypeError(f"{argument} takes one name, not {type(name).__name__}")
+
+
+def _listed(argument: str, values: Any) -> list[Any]:
+    """Make a list of one number or several."""
+    if isinstance(values, int | np.integer):
+        return [values]
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{argument} takes a whole number or a list of them, not {values!r}")
+    return list(values)
+
+
+def _check_numbers(argument: str, values: Sequence[Any], least: int) -> None:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{argument} must name at least one number, and none twice.")
+    for value in values:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{argument} takes whole numbers from {least}, not {value!r}.")
+
+
+def _check_rank(contenders: Sequence[Contender], plan: _Plan, cells: Cells) -> None:
+    """Refuse dimensions that linear models cannot have, before any of them runs."""
+    limit = min(cells.counts.shape)
+    if max(plan.n_latent) >= limit and any(c.is_linear for c in contenders):
+        raise ValueError(
+            f"n_latent={max(plan.n_latent)}: PCA and factor analysis of {cells.counts.n_obs} "
+            f"cells and {cells.counts.n_vars} genes have fewer than {limit} dimensions."
+        )
+
+
+def _scores_integration(cells: Cells) -> bool:
+    """Whether batches can be scored; say once why not."""
+    if cells.batches is None:
+        return False
+    try:
+        _integration._import_scib()
+        _integration._check_comparable(cells.labels, cells.batches)
+    except (ImportError, ValueError) as error:
+        warnings.warn(f"no integration scores: {error}", UserWarning, stacklevel=1)
+        return False
+    return True
+
+
+@dataclass
+class _Comparison:
+    """Makes the rows of one data set, of which those in the table are kept."""
+
+    cells: Cells
+    plan: _Plan
+    table: Table
+    facts: Row
+    accelerator: str
+    scores_integration: bool
+    computed: dict[tuple[str, int], _Measured] = field(default_factory=dict)
+
+    def rows(
+        self, jobs: Sequence[_Job], advance: Callable[[str], None], parallel: int
+    ) -> Iterator[tuple[int, Row, bool]]:
+        """Yield place, row, and whether it was there before, of each job."""
+        wanted = []
+        for place, job in enumerate(jobs):
+            kept = self._kept(job)
+            if kept is None and parallel > 1:
+                wanted.append(place)
+                continue
+            advance(self._title(job))
+            yield place, kept or self._add(job, self.compute(*job)), kept is not None
+        if not wanted:
+            return
+        for i, result in spread(self.compute, [jobs[place] for place in wanted], parallel):
+            job = jobs[wanted[i]]
+            advance(self._title(job))
+            yield wanted[i], self._add(job, result), False
+
+    def _title(self, job: _Job) -> str:
+        contender, k, seed = job
+        return f"{self.facts['dataset']}: {contender.name}, k={k}, seed {seed}"
+
+    def _kept(self, job: _Job) -> Row | None:
+        """Return the row of a job that is in the table, whole."""
+        kept = self.table.find(self._description(*job))
+        lacks = kept is not None and self.scores_integration and self._lacks_integration(kept)
+        return None if lacks else kept
+
+    def _add(self, job: _Job, result: Row) -> Row:
+        row = {**self._description(*job), **result}
+        self.table.add(row)
+        _log(row)
+        return row
+
+    def compute(self, contender: Contender, n_latent: int, seed: int) -> Row:
+        """Train, embed and score."""
+        task = Task(
+            n_latent, seed, self.facts["batch_key"], self.plan.max_epochs, self.accelerator
+        )
+        return self._result(self._measure(contender, task), seed)
+
+    @staticmethod
+    def _lacks_integration(row: Row) -> bool:
+        return row[f"integration_{INTEGRATION[-1]}"] is None
+
+    def _description(self, contender: Contender, n_latent: int, seed: int) -> Row:
+        """Name what is known of a row before it is computed."""
+        counts = self.cells.counts
+        return {
+            **self.facts,
+            "n_cells": counts.n_obs,
+            "n_genes": counts.n_vars,
+            "n_types": self.cells.n_types,
+            "gene_selection": self.cells.gene_selection,
+            "model": contender.name,
+            "n_latent": n_latent,
+            "seed": seed,
+            "max_epochs": self.plan.max_epochs if contender.takes_epochs else None,
+            "settings": contender.settings(self.cells, n_latent),
+            "fingerprint": self.cells.fingerprint,
+            "dra_scvi": version("dra_scvi"),
+            "scvi_tools": version("scvi-tools"),
+            "torch": version("torch"),
+        }
+
+    def _measure(self, contender: Contender, task: Task) -> _Measured:
+        if not contender.is_deterministic:
+            return _measure(contender, self.cells, task)
+        key = contender.name, task.n_latent
+        if key not in self.computed:
+            self.computed[key] = _measure(contender, self.cells, task)
+        return self.computed[key]
+
+    def _result(self, measured: _Measured, seed: int) -> Row:
+        scores: Row = {}
+        if measured.embedded is not None:
+            scores = _scores(measured.embedded.points, self.cells, seed, self.scores_integration)
+        return {
+            "status": measured.status,
+            **scores,
+            "epochs": measured.embedded.epochs if measured.embedded else None,
+            "seconds": measured.seconds,
+            "cpu_seconds": measured.cpu_seconds,
+            "peak_memory_mb": measured.peak_memory_mb,
+        }
+
+
+def _log(row: Row) -> None:
+    run = f"{row['dataset']}: {row['model']}, k={row['n_latent']}, seed {row['seed']}"
+    if row["status"] == OK:
+        logger.info("%s: NMI %.3f in %.1f s", run, row["nmi"], row["seconds"])
+    else:
+        logger.warning("%s failed: %s", run, row["status"])
+
+
+@contextlib.contextmanager
+def _progress_bar(shown: bool, total: int) -> Iterator[Callable[[str], None]]:
+    """Yield a function that begins the next run."""
+    if not shown:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        begun = 0
+
+        def advance(run: str) -> None:
+            nonlocal begun
+            bar.update(task, completed=begun, description=run)
+            begun += 1
+
+        yield advance

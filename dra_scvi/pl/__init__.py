@@ -1,0 +1,9 @@
+"""Plots in the manner of scanpy: training curves, embeddings side by side, models compared."""
+
+from __future__ import annotations
+
+from dra_scvi.pl._benchmark import benchmark
+from dra_scvi.pl._embedding import embedding
+from dra_scvi.pl._training import training
+
+__all__ = ["benchmark", "embedding", "training"]

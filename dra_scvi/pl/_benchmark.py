@@ -1,0 +1,196 @@
+"""Models compared: paired differences with their intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from dra_scvi._data.keys import unknown_key
+from dra_scvi.benchmark import _statistics as _paired
+from dra_scvi.pl._figures import COLOURS, _axes, _finish, _resolve_show
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+COMPARISON_SIZE = (5.0, 0.9)  # inches: width, and height without rows
+ROW_HEIGHT = 0.2  # inches for each baseline of each data set
+ROW_PART = 0.5  # of the distance between data sets, filled by the baselines of one
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # told apart without colours
+BAND_COLOUR = "#F2F2F2"
+ALL_DATA_SETS = "all data sets"
+METRIC_TITLES = {
+    "nmi": "NMI (k-means)",
+    "ari": "ARI (k-means)",
+    "leiden_nmi": "NMI (Leiden)",
+    "leiden_ari": "ARI (Leiden)",
+    "integration_total": "integration score",
+}
+
+
+class _Effect(NamedTuple):
+    """A mean difference, its interval, which is NaN where it is not known, and the runs."""
+
+    difference: float
+    low: float
+    high: float
+    n_pairs: int
+
+
+def benchmark(
+    table: pd.DataFrame,
+    model: str = "dra",
+    baselines: str | Sequence[str] | None = None,
+    metric: str = "nmi",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes | Figure | None:
+    """Plot by how much a model is ahead of others, on each data set and on all.
+
+    Points are mean differences of runs paired by dimensions and seed, lines their 95% intervals
+    from a bootstrap over seeds and, for all data sets, over data sets as well. A hollow point is
+    a single pair, of which there is no interval. Every data set ×
+    dimension weighs the same, as in :func:`dra_scvi.benchmark.summary`.
+
+    Parameters
+    ----------
+    table
+        Rows as :func:`dra_scvi.benchmark.compare` returns them, of any number of data sets.
+    model
+        Model that is looked at.
+    baselines
+        One or more models to subtract, a colour and marker each; by default all others.
+    metric
+        Column that is compared.
+    ax
+        Draw on these axes.
+    show
+        Show the figure. By default as ``scanpy.settings.autoshow`` says, unless `ax` or `save`
+        is given.
+    save
+        Write the figure to this file.
+
+    Returns
+    -------
+    The axes, or None when the figure was shown.
+
+    Raises
+    ------
+    KeyError
+        When the table has no such model or column.
+    ValueError
+        When the table is of another kind, rows repeat, or no two runs can be paired.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"model": ["pca", "dra"], "nmi": [0.6, 0.7]})
+    >>> table = table.assign(dataset="pbmc", n_latent=10, seed=0)
+    >>> benchmark(table, show=False).get_legend().get_title().get_text()
+    'DRA minus'
+    """
+    _paired.check_table(table, metric)
+    chosen = [baselines] if isinstance(baselines, str) else baselines
+    others = _baselines(table, model, chosen)
+    pairs = {other: _paired.pairs(table, model, other, metric) for other in others}
+    shown = set().union(*(rows["dataset"] for rows in pairs.values()))
+    names = [name for name in dict.fromkeys(table["dataset"]) if name in shown]
+    if not names:
+        raise ValueError(f"no run of {model!r} has a finite partner of the same data set and seed")
+    show = _resolve_show(show, ax, save)
+    width, height = COMPARISON_SIZE
+    n_rows = len(names) + (len(names) > 1)
+    height += ROW_HEIGHT * n_rows * (len(others) + 1)
+    figure, grid = _axes(1, 1, (width, height), ax, show)
+    _draw_differences(grid[0, 0], pairs, names)
+    _label_differences(grid[0, 0], names, model, metric)
+    if "quick" in table and table["quick"].any():
+        grid[0, 0].set_title("quick look, too short for conclusions", fontsize="medium")
+    return _finish(figure, grid, show, save)
+
+
+def _baselines(table: pd.DataFrame, model: str, baselines: Sequence[str] | None) -> list[str]:
+    """Check the names of models; by default take all others of the table."""
+    models = [str(name) for name in dict.fromkeys(table["model"])]
+    for argument, name in [("model", model), *(("baselines", name) for name in baselines or ())]:
+        if name not in models:
+            raise KeyError(unknown_key(argument, name, "a model of the table", models))
+    others = [name for name in baselines or models if name != model]
+    if not others:
+        raise ValueError(f"the table has no model besides {model!r}: nothing to compare it with")
+    return others
+
+
+def _draw_differences(axes: Axes, pairs: Mapping[str, pd.DataFrame], names: Sequence[str]) -> None:
+    """Draw the baselines of a data set below each other, and all data sets last."""
+    offsets = np.linspace(-ROW_PART / 2, ROW_PART / 2, len(pairs)) if len(pairs) > 1 else [0.0]
+    for index, (baseline, rows) in enumerate(pairs.items()):
+        groups = [rows[rows["dataset"] == name] for name in names]
+        if len(names) > 1:
+            groups.append(rows)
+        middle, low, high, n_pairs = np.array([_effect(group) for group in groups]).T
+        heights = np.arange(len(groups)) + offsets[index]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axes.errorbar(
+            middle,
+            heights,
+            xerr=np.nan_to_num([middle - low, high - middle]).clip(min=0),
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linestyle="",
+            elinewidth=1.5,
+            label=_paired.TITLES.get(baseline, baseline),
+        )
+        single = n_pairs == 1
+        [points] = axes.plot(middle[single], heights[single], color=colour, linestyle="")
+        points.set(marker=marker, markersize=5, markerfacecolor="white", zorder=3)
+
+
+def _effect(differences: pd.DataFrame) -> _Effect:
+    if differences.empty:
+        return _Effect(np.nan, np.nan, np.nan, 0)
+    cells = differences.groupby(_paired.CELL)["difference"].mean()
+    return _Effect(float(cells.mean()), *_paired.interval(differences), len(differences))
+
+
+def _label_differences(axes: Axes, names: Sequence[str], model: str, metric: str) -> None:
+    """Name what is drawn; bands group the rows, a line sets all data sets apart from each."""
+    labels = [str(name) for name in names]
+    for row in range(0, len(names), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color=BAND_COLOUR, linewidth=0, zorder=-1)
+    if len(names) > 1:
+        axes.axhline(len(names) - 0.5, color="black", linewidth=0.8)
+        labels.append(ALL_DATA_SETS)
+    axes.axvline(0, color="black", linewidth=0.8, zorder=0)
+    axes.set_yticks(range(len(labels)), labels)
+    if len(names) > 1:
+        axes.get_yticklabels()[-1].set_fontweight("bold")
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    title = _paired.TITLES.get(model, model)
+    metric = METRIC_TITLES.get(metric, metric)
+    axes.set_xlabel(f"difference in {metric}, 95% interval\n{title} is ahead right of 0")
+    axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_formatter(_signed)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(
+        title=f"{title} minus",
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        frameon=False,
+        fontsize="small",
+        alignment="left",
+    )
+
+
+def _signed(value: float, _: float) -> str:
+    """Write a difference with its sign, which 0 has not."""
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if abs(value) > 1e-12 else "0"

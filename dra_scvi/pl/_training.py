@@ -1,0 +1,229 @@
+"""Curves of training: every term of the objective, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dra_scvi._data.keys import unknown_key
+from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, NAMES, _axes, _finish, _resolve_show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+CURVES_PANEL = (4.2, 3.2)  # width and height in inches
+GUIDE_HEIGHT = 0.5  # inches below a panel
+SUFFIXES = {"_train": "", "_validation": ", held out"}
+START = 0.03  # share of the epochs whose heights do not set the scale
+
+# Title, y label, how the keys of a panel begin, and what a training that went well looks like.
+PANELS = (
+    (
+        "Loss",
+        "nats per cell",
+        ("elbo", "reconstruction_loss"),
+        "Falls, then levels off.\nHeld out: close to training, not rising.",
+    ),
+    (
+        "Divergence",
+        "nats",
+        ("latent_divergence", "data_divergence"),
+        "Codes: stays near 0. Means and data:\nrises to at most 2, as means have no noise.",
+    ),
+    (
+        "Kullback-Leibler",
+        "nats per cell",
+        ("kl_local",),
+        "Rises, may drop where the prior starts,\nthen steady. At 0, codes hold nothing.",
+    ),
+)
+
+
+class _Panel(NamedTuple):
+    title: str
+    ylabel: str
+    keys: list[str]
+    guide: str = ""
+
+
+def training(
+    model_or_history: Any,
+    keys: str | Sequence[str] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    guide: bool = True,
+) -> Axes | Figure | None:
+    """Plot how the terms of the objective went over the epochs.
+
+    A colour for each term, dashes for the held-out cells. The first epochs, far above the rest,
+    do not set the scale.
+
+    Parameters
+    ----------
+    model_or_history
+        A trained model, or its ``history``: from names to tables with one column, by epoch.
+    keys
+        Names to draw in one panel. By default up to three panels: loss, divergence, KL.
+    ax
+        Draw everything on these axes.
+    show
+        Show the figure. By default as ``scanpy.settings.autoshow`` says, unless `ax` or `save`
+        is given.
+    save
+        Write the figure to this file.
+    guide
+        Write below each panel what a training that went well looks like.
+
+    Returns
+    -------
+    The axes of one panel, the figure of several, or None when the figure was shown.
+
+    Raises
+    ------
+    KeyError
+        When the history has no such key.
+    ValueError
+        When there is no history, or nothing in it to draw.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> history = {"elbo_train": pd.DataFrame({"elbo_train": [9.0, 7.0, 6.5]})}
+    >>> training(history, show=False).get_title()
+    'Loss'
+    """
+    history = _history(model_or_history)
+    panels = _panels(history, [keys] if isinstance(keys, str) else keys)
+    if ax is not None:
+        panels = [_merge(panels)]
+    show = _resolve_show(show, ax, save)
+    width, height = CURVES_PANEL
+    height += GUIDE_HEIGHT * any(panel.guide for panel in panels) * guide
+    figure, grid = _axes(1, len(panels), (width, height), ax, show)
+    for panel, axes in zip(panels, grid[0], strict=True):
+        _draw_curves(axes, history, panel)
+        if guide and panel.guide:
+            _write_below(axes, panel.guide)
+    return _finish(figure, grid, show, save)
+
+
+def _history(model_or_history: Any) -> dict[str, pd.Series]:
+    """Turn a model's history into one series of numbers by epoch for each name."""
+    tables = model_or_history
+    if not isinstance(tables, Mapping):
+        if not hasattr(model_or_history, "history"):
+            kind = type(model_or_history).__name__
+            raise TypeError(f"a trained model, or its history, is wanted, not {kind}")
+        tables = model_or_history.history
+    if not tables:
+        raise ValueError("there is no training history: call model.train() first")
+    return {str(name): _series(table) for name, table in tables.items()}
+
+
+def _series(table: pd.DataFrame | pd.Series) -> pd.Series:
+    column = table.iloc[:, 0] if isinstance(table, pd.DataFrame) else pd.Series(table)
+    return pd.Series(np.asarray(column, dtype=float), index=column.index)
+
+
+def _panels(history: Mapping[str, pd.Series], keys: Sequence[str] | None) -> list[_Panel]:
+    """Choose what to draw where."""
+    if keys is not None:
+        for key in keys:
+            if key not in history:
+                raise KeyError(unknown_key("keys", key, "in the training history", history))
+        panels = [_Panel("Training", "value", list(keys))]
+    else:
+        panels = [
+            _Panel(title, ylabel, _terms_first(history, prefixes), guide)
+            for title, ylabel, prefixes, guide in PANELS
+        ]
+    panels = [panel for panel in panels if panel.keys]
+    if not panels:
+        names = ", ".join(history)
+        raise ValueError(f"nothing to draw; pass keys=..., the history has: {names}")
+    return panels
+
+
+def _merge(panels: Sequence[_Panel]) -> _Panel:
+    """Put all keys into one panel."""
+    if len(panels) == 1:
+        return panels[0]
+    return _Panel("Training", "value", [key for panel in panels for key in panel.keys])
+
+
+def _terms_first(history: Mapping[str, pd.Series], prefixes: tuple[str, ...]) -> list[str]:
+    """Keys of a panel by term, in the order of the panel; training before held-out cells."""
+    keys = [key for prefix in prefixes for key in history if key.startswith(prefix)]
+    return sorted(keys, key=lambda key: (keys.index(_first_of(keys, key)), "_valid" in key))
+
+
+def _first_of(keys: Sequence[str], key: str) -> str:
+    return next(other for other in keys if _term(other) == _term(key))
+
+
+def _draw_curves(axes: Axes, history: Mapping[str, pd.Series], panel: _Panel) -> None:
+    """Draw one line for each key: a colour for each term, dashes for the held-out cells."""
+    from matplotlib.ticker import MaxNLocator
+
+    terms = list(dict.fromkeys(_term(key) for key in panel.keys))
+    for key in panel.keys:
+        curve = history[key]
+        axes.plot(
+            curve.index.to_numpy(),
+            curve.to_numpy(),
+            color=COLOURS[terms.index(_term(key)) % len(COLOURS)],
+            linestyle=(0, (3, 1.5)) if key.endswith("_validation") else "-",
+            linewidth=1.5,
+            marker="o" if len(curve) == 1 else None,
+            label=_label(key),
+        )
+    axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    _leave_out_start(axes, [history[key] for key in panel.keys])
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _write_below(axes: Axes, text: str) -> None:
+    """Write below the label of the x axis, in points from the axes so that nothing overlaps."""
+    axes.annotate(
+        text,
+        (0.5, 0),
+        (0, -38),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize="small",
+        color=GUIDE_COLOUR,
+    )
+
+
+def _leave_out_start(axes: Axes, curves: Sequence[pd.Series]) -> None:
+    """Set the upper limit by what comes after the first epochs, where those stand out."""
+    later = [curve.iloc[round(START * len(curve)) :] for curve in curves]
+    values = np.concatenate([curve[np.isfinite(curve)] for curve in later])
+    whole = axes.get_ylim()
+    if not values.size or np.ptp(values) == 0:
+        return
+    top = values.max() + 0.08 * np.ptp(values)
+    if whole[1] - whole[0] > 1.3 * (top - whole[0]):
+        axes.set_ylim(top=top)
+
+
+def _term(key: str) -> str:
+    return key.removesuffix("_train").removesuffix("_validation")
+
+
+def _label(key: str) -> str:
+    """Name a term as a reader would, and the cells where they are held out."""
+    term = _term(key)
+    return NAMES.get(term, term.replace("_", " ")) + SUFFIXES.get(key.removeprefix(term), "")
