@@ -2,78 +2,50 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import torch
 from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
-from scvi.utils import setup_anndata_dsp
-from torch.nn import BatchNorm1d
 
-from dra_scvi._compat import is_minified, minified_type
-from dra_scvi._data.fields import (
-    CategoriesField,
-    CategoryField,
-    CountsField,
-    NumbersField,
-    SizeFactorField,
-)
-from dra_scvi._data.keys import validate_keys
+from dra_scvi._compat import is_minified
 from dra_scvi._data.minibatches import DataSplitter
-from dra_scvi._data.registration import CountsManager
+from dra_scvi._data.rows import registered_rows
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._model.arguments import (
-    check_columns,
     check_model,
-    check_training,
-    refuse_mudata,
     takes_cells,
 )
-from dra_scvi._model.epochs import default_max_epochs
-from dra_scvi._model.getters import INFERENCE_BATCH_SIZE, GetterMixin
+from dra_scvi._model.base import BaseDRA
+from dra_scvi._model.getters import INFERENCE_BATCH_SIZE
 from dra_scvi._model.hand_over import as_scvi
-from dra_scvi._model.saving import PersistenceMixin
-from dra_scvi._model.transfer import TransferMixin
 from dra_scvi._module.dravae import DRAVAE, hidden_widths
 from dra_scvi._module.neighborhood import evenly_spaced
-from dra_scvi._module.priors import default_prior
+from dra_scvi._module.priors import NormalPrior, default_prior
 from dra_scvi._threads import with_own_threads
 from dra_scvi._training.divergence import refused_as_diverged
 from dra_scvi._training.plan import DualMatchingPlan
-from dra_scvi._training.processes import n_processes, share_buffers, trainer_settings
-from dra_scvi._training.runner import TURNS, QuietRunner, interruptible
+from dra_scvi._training.processes import share_buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
     from anndata import AnnData
+    from numpy.typing import NDArray
+    from torch import Tensor
 
+    from dra_scvi._data.rows import Rows
     from dra_scvi._module.dravae import DivergenceName, PriorName
 
 
 CALIBRATION_CELLS = 2_048
 
 
-@with_own_threads(
-    "differential_abundance",
-    "differential_expression",
-    "get_aggregated_posterior",
-    "get_batch_representation",
-    "get_elbo",
-    "get_feature_correlation_matrix",
-    "get_importance_weights",
-    "get_latent_library_size",
-    "get_latent_representation",
-    "get_likelihood_parameters",
-    "get_marginal_ll",
-    "get_normalized_expression",
-    "get_reconstruction_error",
-    "posterior_predictive_sample",
-    "train",
-)
-class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[misc]
+@with_own_threads("differential_abundance", "get_importance_weights", "get_latent_representation")
+class DRA(BaseDRA):
     """Embed single cells with an adversarial variational autoencoder with dual matching (DR-A).
 
     A drop-in for :class:`~scvi.model.SCVI`: registration, training, every getter, differential
@@ -142,8 +114,6 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
 
     _data_splitter_cls = DataSplitter
     _module_cls = DRAVAE
-    _uses_code_axes = True
-    _train_runner_cls = QuietRunner
     _training_plan_cls = DualMatchingPlan
 
     def __init__(
@@ -199,50 +169,6 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         if self.adata is not None:
             self._validate_anndata()
 
-    @property
-    def init_arguments(self) -> dict[str, Any]:
-        """What the model was made with; `init_params_` is what scvi-tools may take over."""
-        non_kwargs, kwargs = self._init_arguments["non_kwargs"], self._init_arguments["kwargs"]
-        return non_kwargs | {k: v for named in kwargs.values() for k, v in named.items()}
-
-    def _get_user_attributes(self) -> list[tuple[str, Any]]:
-        """Return what is saved, and given to a query: all that the model was made with."""
-        attributes = dict(super()._get_user_attributes())
-        return list((attributes | {"init_params_": self._init_arguments}).items())
-
-    @with_parameters_of(SCVI.train, leave_out=["max_epochs"])
-    def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> None:
-        """Train the model; `plan_kwargs` are arguments of :class:`~dra_scvi.DualMatchingPlan`.
-
-        With ``devices=2``, or more, each trains on its share of the cells, in a process of its own
-        (Lightning's ``strategy="ddp"``); ``num_nodes=`` is for several machines, as under torchrun
-        or Slurm. `batch_size` is then that of each. All end with the same model.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the data; `None` for :func:`default_max_epochs`.
-        {parameters}
-
-        Raises
-        ------
-        TrainingDivergedError
-            When a term of the objective is not finite. The model is then as it was at the end of
-            the last epoch that went well.
-        """
-        given = signature(super().train).bind_partial(max_epochs, *args, **kwargs)
-        least = 2 if any(isinstance(m, BatchNorm1d) for m in self.module.modules()) else 1
-        check_training(given.arguments | given.arguments.get("trainer_kwargs", {}), least)
-        n_obs = getattr(kwargs.get("datamodule") or self.adata, "n_obs", None)
-        if max_epochs is None and n_obs is not None:
-            batch_size = (kwargs.get("batch_size") or 128) * n_processes(kwargs)
-            max_epochs = default_max_epochs(
-                n_obs, batch_size, self.module.n_latent, self.module.n_batch
-            )
-        with TURNS, interruptible(), trainer_settings(kwargs) as settings:
-            super().train(max_epochs, *args, **settings)
-        self._calibrate()
-
     def _calibrate(self) -> None:
         """Take from the cells how codes are embedded; a query keeps what its reference took.
 
@@ -252,7 +178,7 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
             When the last step has led to codes that are not finite.
         """
         is_query = not all(p.requires_grad for p in self.module.decoder.parameters())
-        has_axes = isinstance(self.module, DRAVAE) and self.module.latent_distribution == "normal"
+        has_axes = self.module.latent_distribution == "normal"
         if not has_axes or is_query or self.adata is None:
             return
         adata = self._validate_anndata()
@@ -269,30 +195,128 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
             self.is_trained_ = False
             raise
 
-    @with_parameters_of(PersistenceMixin.save)
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save the model, whole or not at all.
+    @takes_cells
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
+        **data_loader_kwargs: Any,
+    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the codes of cells, shape ``(n_cells, n_latent)``.
+
+        The mean of q(z|x) is moved to where the training cells that are like it lie on average,
+        those of every batch alike (:class:`~dra_scvi._module.neighborhood.Neighborhood`), and put
+        on the axes that training ends with: principal components by the distance between the
+        log-normalised profiles that codes predict
+        (:func:`~dra_scvi._module.axes.expression_axes`), in order, their lengths tempered
+        (:func:`~dra_scvi._module.axes.tempered`).
+        ``DRA(adata, n_neighbors=0)`` leaves the first step out; ``return_dist=True`` gives q(z|x)
+        itself, in the coordinates of the decoder, and ``model.module.embedding`` makes the former
+        of the latter.
+
+        Counts in memory are encoded in large minibatches, without drawing codes.
 
         Parameters
         ----------
-        {parameters}
+        adata
+            AnnData with the genes that the model was trained on; `None` for the model's own.
+        indices
+            Cells to embed; `None` for all.
+        give_mean
+            Whether to go by the mean of q(z|x). Otherwise one code is drawn from it for each cell,
+            and only put on the axes.
+        mc_samples
+            Number of codes that the mean is estimated from where it has no closed form
+            (`latent_distribution="ln"`).
+        batch_size
+            Cells in a minibatch; `None` for as many as are embedded fastest.
+        return_dist
+            Whether to return mean and variance of q(z|x) instead.
+        dataloader
+            Minibatches to embed in place of an AnnData.
+        **data_loader_kwargs
+            Arguments of :class:`~scvi.dataloaders.AnnDataLoader`.
 
-        Raises
-        ------
-        FileExistsError
-            When the folder exists and may not be overwritten.
-
-        Notes
-        -----
-        Of several processes that trained together, the first one writes.
+        Returns
+        -------
+        Codes, or means and variances where `return_dist` is set.
         """
-        trainer = getattr(self, "trainer", None)
-        if trainer is not None and trainer.state.status == "running":  # SaveCheckpoint's work
-            self._calibrate()
-        if self.adata is not None:
-            self._validate_anndata()
-        if trainer is None or trainer.is_global_zero:
-            super().save(*args, **kwargs)
+        codes = self._codes(
+            adata,
+            indices,
+            give_mean,
+            mc_samples,
+            batch_size,
+            return_dist,
+            dataloader,
+            **data_loader_kwargs,
+        )
+        if return_dist:
+            return codes
+        return self.module.embedding(torch.from_numpy(codes), average=give_mean).cpu().numpy()
+
+    def _codes(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        give_mean: bool = True,
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
+        **data_loader_kwargs: Any,
+    ) -> Any:
+        """Return codes in the coordinates of the decoder, or means and variances."""
+        self._check_if_trained(warn=False)
+        is_normal = self.module.latent_distribution == "normal"
+        has_closed_form = return_dist or (give_mean and is_normal)
+        rows = None
+        if has_closed_form and dataloader is None and not data_loader_kwargs:
+            adata = self._validate_anndata(adata)
+            manager = self.get_anndata_manager(adata, required=True)
+            rows = None if is_minified(adata) else registered_rows(manager)
+        if rows is None:
+            codes = super().get_latent_representation(
+                adata,
+                indices,
+                give_mean,
+                mc_samples,
+                batch_size,
+                return_dist,
+                dataloader,
+                **data_loader_kwargs,
+            )
+        else:
+            cells = np.arange(manager.adata.n_obs) if indices is None else np.asarray(indices)
+            codes = self._posterior(rows, cells, batch_size or INFERENCE_BATCH_SIZE)
+            codes = codes if return_dist else codes[0]
+        return codes
+
+    def _posterior(
+        self, rows: dict[str, Rows], cells: NDArray[np.int64], batch_size: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and variance of q(z|x) of chosen cells."""
+        names = {
+            REGISTRY_KEYS.BATCH_KEY: "batch_index",
+            REGISTRY_KEYS.CONT_COVS_KEY: "cont_covs",
+            REGISTRY_KEYS.CAT_COVS_KEY: "cat_covs",
+        }
+        counts = rows[REGISTRY_KEYS.X_KEY]
+        weight = self.module.gene_weight.detach().contiguous()
+        parts = []
+        for index in torch.from_numpy(cells).split(batch_size):
+            genes = counts.project(index, weight, self.module.log_variational)
+            covariates = {
+                argument: rows[key].take(index) for key, argument in names.items() if key in rows
+            }
+            parts.append([part.cpu() for part in self.module.posterior(genes, **covariates)])
+        means, variances = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        return means, variances
 
     @takes_cells
     @with_parameters_of(SCVI.differential_abundance)
@@ -303,69 +327,31 @@ class DRA(PersistenceMixin, TransferMixin, GetterMixin, SCVI):  # type: ignore[m
         ----------
         {parameters}
         """
-        self._uses_code_axes = False  # densities are those of the module's own codes
-        try:
-            return super().differential_abundance(*args, **kwargs)
-        finally:
-            del self._uses_code_axes
+        return SCVI.differential_abundance(_InDecoderCoordinates(self), *args, **kwargs)
 
-    @classmethod
-    @setup_anndata_dsp.dedent
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        layer: str | None = None,
-        batch_key: str | None = None,
-        labels_key: str | None = None,
-        size_factor_key: str | None = None,
-        categorical_covariate_keys: list[str] | None = None,
-        continuous_covariate_keys: list[str] | None = None,
-        allow_noninteger: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """%(summary)s.
+    def _log_prior_ratio(self, zs: Tensor) -> Tensor | float:
+        if isinstance(self.module.prior, NormalPrior):
+            return 0.0
+        return _log_ratio_to_normal(self.module, zs)
 
-        Every count is checked first: raw, non-negative, finite integers.
 
-        Parameters
-        ----------
-        %(param_adata)s
-        %(param_layer)s
-        %(param_batch_key)s
-        %(param_labels_key)s
-        %(param_size_factor_key)s
-        %(param_cat_cov_keys)s
-        %(param_cont_cov_keys)s
-        allow_noninteger
-            Turn the error about values that are not integers into a warning, for counts that were
-            corrected or estimated.
+class _InDecoderCoordinates:
+    """A model whose codes are those that its decoder takes, in which densities are computed."""
 
-        Raises
-        ------
-        KeyError
-            When a layer or a column of ``adata.obs`` does not exist.
-        InvalidCountsError
-            When the matrix does not hold raw counts.
-        """
-        setup_method_args = cls._get_setup_method_args(**locals())  # needs nothing else in scope
-        refuse_mudata(adata)
-        given = setup_method_args["setup_args"]
-        del given["allow_noninteger"]  # no class of scvi-tools knows it
-        named = {k: v for k, v in given.items() if k == "layer" or k.endswith(("_key", "_keys"))}
-        given |= check_columns(named)
-        validate_keys(
-            adata, layer, {k: v for k, v in given.items() if k in named and k != "layer"}
-        )
-        fields = [
-            CountsField(layer, batch_key, allow_noninteger),
-            CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            SizeFactorField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoriesField(REGISTRY_KEYS.CAT_COVS_KEY, given["categorical_covariate_keys"]),
-            NumbersField(REGISTRY_KEYS.CONT_COVS_KEY, given["continuous_covariate_keys"]),
-        ]
-        if is_minified(adata):
-            fields += cls._get_fields_for_adata_minification(minified_type(adata))
-        manager = CountsManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+    def __init__(self, model: DRA) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def get_latent_representation(self, *args: Any, **kwargs: Any) -> NDArray[np.float32]:
+        return self._model._codes(*args, **kwargs)
+
+
+@torch.inference_mode()
+def _log_ratio_to_normal(module: DRAVAE, zs: Tensor) -> Tensor:
+    """``ln p(z) - ln N(z; 0, I)`` of codes ``(..., n_latent)``, in one row."""
+    zs = zs.to(module.device)
+    normal = NormalPrior(module.n_latent).to(zs.device)
+    ratio = module.prior.log_prob(zs) - normal.log_prob(zs)
+    return ratio.reshape(-1).cpu().double()

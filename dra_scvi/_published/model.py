@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scvi import REGISTRY_KEYS
-from scvi.model import SCVI
 
 from dra_scvi._exceptions import InvalidCountsError
 from dra_scvi._model.arguments import check_model
-from dra_scvi._model.dra import DRA
+from dra_scvi._model.base import BaseDRA
 from dra_scvi._model.hand_over import Refused
 from dra_scvi._published.cells import PublishedSplitter, published_split
 from dra_scvi._published.networks import PublishedVAE
@@ -29,10 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-# -- model -----------------------------------------------------------------------------------
-
-
-class PublishedDRA(DRA):
+class PublishedDRA(BaseDRA):
     """DR-A as its released program runs it, to check published numbers; not for analyses.
 
     Train it with ``model.train(**dra_scvi.presets.published(n_latent).train)``; score the cells of
@@ -80,7 +76,7 @@ class PublishedDRA(DRA):
     40
     """
 
-    _module_cls = PublishedVAE  # type: ignore[assignment]
+    _module_cls = PublishedVAE
     _training_plan_cls = PublishedPlan
     _data_splitter_cls = PublishedSplitter
 
@@ -105,9 +101,7 @@ class PublishedDRA(DRA):
             n_hidden = n_hidden or networks["n_hidden"]
             n_hidden_discriminator = n_hidden_discriminator or networks["n_hidden_discriminator"]
         check_model(locals())
-        # not DRA's own: the networks have other arguments
-        SCVI.__init__(
-            self,
+        super().__init__(
             adata,
             n_hidden=n_hidden,
             n_latent=n_latent,

@@ -1,0 +1,195 @@
+"""What both model classes are: registration, training, getters, saving and transfer of cells."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from scvi import REGISTRY_KEYS
+from scvi.model import SCVI
+from scvi.utils import setup_anndata_dsp
+from torch.nn import BatchNorm1d
+
+from dra_scvi._compat import is_minified, minified_type
+from dra_scvi._data.fields import (
+    CategoriesField,
+    CategoryField,
+    CountsField,
+    NumbersField,
+    SizeFactorField,
+)
+from dra_scvi._data.keys import validate_keys
+from dra_scvi._data.registration import CountsManager
+from dra_scvi._docstrings import with_parameters_of
+from dra_scvi._model.arguments import (
+    check_columns,
+    check_training,
+    refuse_mudata,
+)
+from dra_scvi._model.epochs import default_max_epochs
+from dra_scvi._model.getters import GetterMixin
+from dra_scvi._model.saving import PersistenceMixin
+from dra_scvi._model.transfer import TransferMixin
+from dra_scvi._threads import with_own_threads
+from dra_scvi._training.processes import n_processes, trainer_settings
+from dra_scvi._training.runner import TURNS, QuietRunner, interruptible
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@with_own_threads(
+    "differential_abundance",
+    "differential_expression",
+    "get_aggregated_posterior",
+    "get_batch_representation",
+    "get_elbo",
+    "get_feature_correlation_matrix",
+    "get_importance_weights",
+    "get_latent_library_size",
+    "get_latent_representation",
+    "get_likelihood_parameters",
+    "get_marginal_ll",
+    "get_normalized_expression",
+    "get_reconstruction_error",
+    "posterior_predictive_sample",
+    "train",
+)
+class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[misc]
+    """A model of scvi-tools with this package's checks, trainer, getters and saves."""
+
+    _train_runner_cls = QuietRunner
+    _init_arguments: dict[str, Any]
+
+    @property
+    def init_arguments(self) -> dict[str, Any]:
+        """What the model was made with; `init_params_` is what scvi-tools may take over."""
+        non_kwargs, kwargs = self._init_arguments["non_kwargs"], self._init_arguments["kwargs"]
+        return non_kwargs | {k: v for named in kwargs.values() for k, v in named.items()}
+
+    def _get_user_attributes(self) -> list[tuple[str, Any]]:
+        """Return what is saved, and given to a query: all that the model was made with."""
+        attributes = dict(super()._get_user_attributes())
+        return list((attributes | {"init_params_": self._init_arguments}).items())
+
+    @with_parameters_of(SCVI.train, leave_out=["max_epochs"])
+    def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> None:
+        """Train the model; `plan_kwargs` are arguments of its training plan.
+
+        With ``devices=2``, or more, each trains on its share of the cells, in a process of its own
+        (Lightning's ``strategy="ddp"``); ``num_nodes=`` is for several machines, as under torchrun
+        or Slurm. `batch_size` is then that of each. All end with the same model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the data; `None` for :func:`default_max_epochs`.
+        {parameters}
+
+        Raises
+        ------
+        TrainingDivergedError
+            When a term of the objective is not finite. The model is then as it was at the end of
+            the last epoch that went well.
+        """
+        given = signature(super().train).bind_partial(max_epochs, *args, **kwargs)
+        least = 2 if any(isinstance(m, BatchNorm1d) for m in self.module.modules()) else 1
+        check_training(given.arguments | given.arguments.get("trainer_kwargs", {}), least)
+        n_obs = getattr(kwargs.get("datamodule") or self.adata, "n_obs", None)
+        if max_epochs is None and n_obs is not None:
+            batch_size = (kwargs.get("batch_size") or 128) * n_processes(kwargs)
+            max_epochs = default_max_epochs(
+                n_obs, batch_size, self.module.n_latent, self.module.n_batch
+            )
+        with TURNS, interruptible(), trainer_settings(kwargs) as settings:
+            super().train(max_epochs, *args, **settings)
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Take from the cells what getters go by, now that the module is trained."""
+
+    @with_parameters_of(PersistenceMixin.save)
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model, whole or not at all.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Raises
+        ------
+        FileExistsError
+            When the folder exists and may not be overwritten.
+
+        Notes
+        -----
+        Of several processes that trained together, the first one writes.
+        """
+        trainer = getattr(self, "trainer", None)
+        if trainer is not None and trainer.state.status == "running":  # SaveCheckpoint's work
+            self._calibrate()
+        if self.adata is not None:
+            self._validate_anndata()
+        if trainer is None or trainer.is_global_zero:
+            super().save(*args, **kwargs)
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        allow_noninteger: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """%(summary)s.
+
+        Every count is checked first: raw, non-negative, finite integers.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        %(param_layer)s
+        %(param_batch_key)s
+        %(param_labels_key)s
+        %(param_size_factor_key)s
+        %(param_cat_cov_keys)s
+        %(param_cont_cov_keys)s
+        allow_noninteger
+            Turn the error about values that are not integers into a warning, for counts that were
+            corrected or estimated.
+
+        Raises
+        ------
+        KeyError
+            When a layer or a column of ``adata.obs`` does not exist.
+        InvalidCountsError
+            When the matrix does not hold raw counts.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())  # needs nothing else in scope
+        refuse_mudata(adata)
+        given = setup_method_args["setup_args"]
+        del given["allow_noninteger"]  # no class of scvi-tools knows it
+        named = {k: v for k, v in given.items() if k == "layer" or k.endswith(("_key", "_keys"))}
+        given |= check_columns(named)
+        validate_keys(
+            adata, layer, {k: v for k, v in given.items() if k in named and k != "layer"}
+        )
+        fields = [
+            CountsField(layer, batch_key, allow_noninteger),
+            CategoryField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoryField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            SizeFactorField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoriesField(REGISTRY_KEYS.CAT_COVS_KEY, given["categorical_covariate_keys"]),
+            NumbersField(REGISTRY_KEYS.CONT_COVS_KEY, given["continuous_covariate_keys"]),
+        ]
+        if is_minified(adata):
+            fields += cls._get_fields_for_adata_minification(minified_type(adata))
+        manager = CountsManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
