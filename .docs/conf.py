@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import faults  # noqa: E402 - it lies beside this file
+import rooms  # noqa: E402
 
 # Sphinx reads what lies below its own folder only
 shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", dirs_exist_ok=True)
@@ -64,10 +65,13 @@ def _cite(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: l
 
 
 def _complete(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put in the table of faults, and find the tutorials where they were copied to."""
+    """Put in what is read off tests and code, and find the tutorials where they were copied."""
     text = source[0].replace("](../tutorials/", "](tutorials/")
     if page == "reliability":
         text = text.replace("{faults}", faults.table(faults.faults()))
+    if page == "architecture":
+        found = rooms.files()
+        text = text.replace("{rooms}", rooms.table(found)).replace("{tree}", rooms.tree(found))
     source[0] = text
 
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from dra_scvi import datasets
-from dra_scvi._model import dra as _model
+from dra_scvi._model import base as _model
 from dra_scvi.cli import program
 from tests.benchmarks import figure
 

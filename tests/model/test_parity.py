@@ -789,7 +789,7 @@ def test_the_default_number_of_epochs_follows_a_data_module(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = Counts(cells())
-    monkeypatch.setattr("dra_scvi._model.dra.default_max_epochs", lambda n_obs, *_: n_obs // 30)
+    monkeypatch.setattr("dra_scvi._model.base.default_max_epochs", lambda n_obs, *_: n_obs // 30)
     model = DRA(registry=module.registry, n_hidden=8)
     model.train(datamodule=module, **QUIET)
     assert model.trainer.max_epochs == 2
