@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.benchmark._parallel import check_ray
 from dra_scvi.cli._config import CommaSeparated, Numbers
 from dra_scvi.cli._paths import FileName, to_write
 from dra_scvi.cli._remarks import remark
@@ -94,6 +93,8 @@ class BenchmarkRequest:
             if self.quick and getattr(self, name) is not None:
                 option = name.replace("_", "-")
                 raise click.UsageError(f"--quick sets --{option}: leave one of them out.")
+        from dra_scvi.benchmark._parallel import check_ray
+
         try:
             check_ray(self.parallel)
         except ImportError as error:

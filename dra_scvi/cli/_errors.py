@@ -115,7 +115,9 @@ class Program(click.Group):
             if getattr(error, "is_debugged", False):
                 traceback.print_exception(error)
             if is_first_process():
-                text = in_options(_message(error), self.commands.values())
+                text = _message(error)
+                if not isinstance(error, click.UsageError):  # which is in these words already
+                    text = in_options(text, self.commands.values())
                 click.echo(f"{PROGRAM}: error: {text}", err=True)
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -26,8 +26,8 @@ import dra_scvi
 from dra_scvi import _threads, datasets, metrics, tl
 from dra_scvi import demo as demo_job
 from dra_scvi._exceptions import TrainingDivergedError
+from dra_scvi.benchmark import _compare
 from dra_scvi.cli import exit_code, program
-from dra_scvi.metrics import _clustering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -584,7 +584,7 @@ def test_threads_are_limited_and_restored(trained: Path, monkeypatch: pytest.Mon
         seen.append((torch.get_num_threads(), _threads.kernel_threads()))
         return clustering(*args, **kwargs)
 
-    monkeypatch.setattr(_clustering, "clustering", watch)
+    monkeypatch.setattr(metrics, "clustering", watch)
     before = torch.get_num_threads()
     args = ("evaluate", trained / "out.h5ad", "--label-key", "cell_type", "--threads")
     torch.set_num_threads(3)
@@ -648,7 +648,7 @@ def test_embed_names_the_first_missing_gene(source: Path, trained: Path, tmp_pat
     [
         (None, 66, "does not exist"),
         ({}, 66, "holds no model.pt"),
-        ({"model.pt": b"not a model"}, 65, "is not a model saved by scvi-tools"),
+        ({"model.pt": b"not a model"}, 65, "not a model saved by scvi-tools"),
     ],
 )
 def test_bad_model(
@@ -921,7 +921,7 @@ def test_interrupted_benchmark_keeps_finished_runs(
 ) -> None:
     args = benchmark_args(source, tmp_path / "table.csv")
     with monkeypatch.context() as patched:
-        score, calls = dra_scvi.benchmark._scores, []
+        score, calls = _compare._scores, []
 
         def stop(*given: Any) -> dict[str, Any]:
             calls.append(given)
@@ -929,7 +929,7 @@ def test_interrupted_benchmark_keeps_finished_runs(
                 os.kill(os.getpid(), signum)
             return score(*given)
 
-        patched.setattr(dra_scvi.benchmark, "_scores", stop)
+        patched.setattr(_compare, "_scores", stop)
         result = invoke(*args, "--json", tmp_path / "out.json")
     assert result.exit_code == code
     assert told(result.stderr)[2:] == [

@@ -16,12 +16,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from dra_scvi import tl
+from dra_scvi import metrics, tl
 from dra_scvi._outputs.drafts import name_draft
 from dra_scvi._outputs.files import atomic_folder, atomic_path, write_h5ad
 from dra_scvi._outputs.h5ad_content import check_writable
 from dra_scvi.cli import program
-from dra_scvi.metrics import _clustering
 from tests.helpers import cells
 
 if TYPE_CHECKING:
@@ -466,7 +465,7 @@ def test_scores_that_fail(source: Path, tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: Any, **__: Any) -> None:
         raise ValueError("Leiden has failed.")
 
-    monkeypatch.setattr(_clustering, "clustering", fail)
+    monkeypatch.setattr(metrics, "clustering", fail)
     names = {"--output": "out.h5ad", "--model-dir": "model", "--json": "out.json"}
     args = [part for option, name in names.items() for part in (option, tmp_path / name)]
     result = invoke("train", source, *args, "--label-key", "cell_type", *QUICK)

@@ -16,6 +16,7 @@ from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
 
 from dra_scvi import DRA
 from dra_scvi._data import minibatches as _data_splitting
+from dra_scvi._data import rows as rows_module
 from dra_scvi._data.minibatches import DataSplitter, Minibatches
 from dra_scvi._data.rows import (
     DenseRows,
@@ -179,10 +180,10 @@ def test_all_ways_of_holding_rows_agree(log1p: Any, index: Any) -> None:
 def test_an_accelerator_holds_what_fits(
     monkeypatch: pytest.MonkeyPatch, room: Any, kind: Any
 ) -> None:
-    monkeypatch.setattr(_data_splitting, "_free_memory", lambda device: room)
+    monkeypatch.setattr(rows_module, "_free_memory", lambda device: room)
     x = sp.random(200, 100, 0.02, format="csr", random_state=0)
     x.data = np.ceil(x.data * 5)
-    rows = _data_splitting._rows(x, np.float32, torch.device("cpu"))
+    rows = rows_module._rows(x, np.float32, torch.device("cpu"))
     assert type(rows) is kind
     if rows is not None:
         np.testing.assert_array_equal(rows.take(torch.arange(200)).numpy(), x.toarray())
@@ -206,7 +207,7 @@ def test_duplicate_entries_are_summed_and_the_matrix_of_the_caller_left_alone(
     x = sp.csr_matrix(
         (np.ones(4, np.float32), np.array([0, 0, 1, 2]), np.array([0, 3, 4])), shape=(2, 3)
     )
-    rows = _data_splitting._rows(x, np.float32, None)
+    rows = rows_module._rows(x, np.float32, None)
     np.testing.assert_array_equal(rows.take(torch.arange(2)).numpy(), x.toarray())
     assert x.nnz == 4
 

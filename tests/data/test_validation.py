@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from dra_scvi._data import validation as _validation
-from dra_scvi._data.keys import validate_keys
+from dra_scvi._data import structure
+from dra_scvi._data.keys import named_layers, validate_keys
 from dra_scvi._data.validation import validate_counts
 from dra_scvi._exceptions import InvalidCountsError
 
@@ -57,7 +57,7 @@ def named(matrix: object, **kwargs: object) -> AnnData:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_validation, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(structure, "BLOCK_ROWS", 5)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -133,7 +133,7 @@ def test_input_is_not_changed() -> None:
     validate_counts(adata)
     validate_counts(adata, layer="counts")
     assert (matrix != adata.X).nnz == 0
-    assert _validation.named_layers(adata) == ["counts"]
+    assert named_layers(adata) == ["counts"]
     assert adata.obs.shape[1] == 0
 
 
