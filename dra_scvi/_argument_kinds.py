@@ -42,7 +42,8 @@ def matrix(values: Any, argument: str) -> np.ndarray:
         raise TypeError(f"{wanted} an AnnData; pass one of its embeddings: adata.obsm['X_dra']")
     if hasattr(values, "get_latent_representation"):
         raise TypeError(f"{wanted} a model; pass model.get_latent_representation()")
-    if hasattr(values, "toarray"):
+    # views of anndata are arrays that have this method too
+    if hasattr(values, "toarray") and not isinstance(values, np.ndarray):
         raise TypeError(f"{wanted} a sparse one; pass {argument}.toarray()")
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()

@@ -29,7 +29,7 @@ from dra_scvi.metrics import _clustering, _input, _integration
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PACKAGE = Path(metrics.__file__).parent
+PACKAGE = Path(metrics.__file__).parents[1]
 
 
 def blobs(n_per_type: int = 40, distance: float = 30.0) -> tuple[NDArray, NDArray]:
@@ -575,3 +575,11 @@ def test_module_alone_imports_no_deep_learning(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""
     assert done.returncode == 0
+
+
+def test_the_embedding_of_some_of_the_cells_is_a_matrix() -> None:
+    from anndata import AnnData
+
+    adata = AnnData(np.zeros((30, 1)), obsm={"X_dra": np.repeat(np.eye(3), 10, axis=0)})
+    some = adata[np.arange(30) % 2 == 0]
+    assert metrics.clustering(some.obsm["X_dra"], np.repeat(list("abc"), 5))["nmi"] == 1.0

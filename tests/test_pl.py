@@ -189,7 +189,13 @@ def test_training_unknown_key(history: dict[str, pd.DataFrame]) -> None:
     assert "did you mean 'elbo_train'?" in caught.value.args[0]
 
 
-@pytest.mark.parametrize("empty", [{}, None, SimpleNamespace(history=None), object()])
+@pytest.mark.parametrize("other", [None, object()])
+def test_training_of_what_is_no_model(other: object) -> None:
+    with pytest.raises(TypeError, match="a trained model, or its history, is wanted"):
+        pl.training(other, show=False)
+
+
+@pytest.mark.parametrize("empty", [{}, SimpleNamespace(history=None)])
 def test_training_untrained(empty: object) -> None:
     with pytest.raises(ValueError, match=r"call model.train\(\) first"):
         pl.training(empty, show=False)
