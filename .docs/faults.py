@@ -21,7 +21,7 @@ def faults(root: Path = ROOT) -> list[Fault]:
     """List the faults, file by file, in the order of the tests."""
     return [
         Fault(_sentence(node), path.relative_to(root).as_posix(), node.name)
-        for path in sorted(root.glob("tests/contract/test_*.py"))
+        for path in sorted(root.glob("tests/faults/test_*.py"))
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]

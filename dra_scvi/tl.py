@@ -16,8 +16,8 @@ from dra_scvi import presets
 from dra_scvi._data.variable_genes import variable_genes
 from dra_scvi._model.dra import DRA
 from dra_scvi._published.model import PublishedDRA
-from dra_scvi._training.checkpoint import InterruptCheckpoint, check_place
-from dra_scvi._training.checkpoint_file import read_checkpoint
+from dra_scvi._training.checkpoint import read_checkpoint
+from dra_scvi._training.interrupts import InterruptCheckpoint, check_place
 from dra_scvi._training.runner import TURNS
 
 if TYPE_CHECKING:

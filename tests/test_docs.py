@@ -96,7 +96,7 @@ def test_readme_counts_the_faults_of_the_contract() -> None:
 
 
 def test_faults_are_told_by_docstring_or_name(tmp_path: Path) -> None:
-    folder = tmp_path / "tests" / "contract"
+    folder = tmp_path / "tests" / "faults"
     folder.mkdir(parents=True)
     (folder / "test_b.py").write_text(
         "def test_nan_batch():\n    pass\n\ndef cells():\n    pass\n"
@@ -105,11 +105,11 @@ def test_faults_are_told_by_docstring_or_name(tmp_path: Path) -> None:
     text = (
         "def test_a(x):\n    'A | is\\n\\nmore'\n\nclass A:\n    def test_c(self):\n        pass\n"
     )
-    (tmp_path / "tests" / "contract" / "test_contract.py").write_text(text)
+    (tmp_path / "tests" / "faults" / "test_contract.py").write_text(text)
     found = generator().faults(tmp_path)
     assert [tuple(fault) for fault in found] == [
-        ("Nan batch.", "tests/contract/test_b.py", "test_nan_batch"),
-        ("A | is", "tests/contract/test_contract.py", "test_a"),
+        ("Nan batch.", "tests/faults/test_b.py", "test_nan_batch"),
+        ("A | is", "tests/faults/test_contract.py", "test_a"),
     ]
     table = generator().table(found)
     assert table.startswith("2 faults")

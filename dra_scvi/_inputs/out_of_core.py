@@ -18,8 +18,8 @@ from dra_scvi._inputs.memory import available_memory, check_room, n_bytes
 from dra_scvi._inputs.read import check_anndata, check_kind, is_zarr, read_input
 from dra_scvi._inputs.zarr_store import check_store, store_state
 from dra_scvi._outputs.files import atomic_path, write_h5ad
+from dra_scvi._outputs.full_disk import open_hdf5
 from dra_scvi._outputs.h5ad_content import writable
-from dra_scvi._outputs.patient_file import open_hdf5
 
 if TYPE_CHECKING:
     from pathlib import Path

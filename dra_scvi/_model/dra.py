@@ -25,7 +25,7 @@ from dra_scvi._module.dravae import DRAVAE, hidden_widths
 from dra_scvi._module.neighborhood import evenly_spaced
 from dra_scvi._module.priors import NormalPrior, default_prior
 from dra_scvi._threads import with_own_threads
-from dra_scvi._training.divergence import refused_as_diverged
+from dra_scvi._training.diverged import refused_as_diverged
 from dra_scvi._training.plan import DualMatchingPlan
 from dra_scvi._training.processes import share_buffers
 

@@ -12,8 +12,8 @@ from scvi import REGISTRY_KEYS
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._kernels.likelihood import log_counts, log_expression
 from dra_scvi._module.autoencoder import Autoencoder
+from dra_scvi._module.divergences import DIVERGENCES, scale_gradient
 from dra_scvi._module.embedding import Embedding, with_present_names
-from dra_scvi._module.matching import DIVERGENCES, scale_gradient
 from dra_scvi._module.networks import Discriminator, set_decoder_widths, set_widths
 from dra_scvi._module.priors import PRIORS, MixturePrior, Prior, default_prior
 
@@ -216,7 +216,7 @@ class DRAVAE(Autoencoder):
         """Both divergences of dual matching, with the gradient of a two-player game.
 
         Where a divergence is *subtracted* from the loss, one backward pass makes its discriminator
-        ascend and, through :func:`~dra_scvi._module.matching.scale_gradient`, the autoencoder
+        ascend and, through :func:`~dra_scvi._module.divergences.scale_gradient`, the autoencoder
         descend on it with the given weight. A term of weight 0 is left out. Data are matched on
         the first quarter of the minibatch, or 32 cells where that is less.
 

@@ -23,8 +23,8 @@ from dra_scvi._outputs.drafts import (
     publish,
     take_mode,
 )
+from dra_scvi._outputs.full_disk import open_hdf5
 from dra_scvi._outputs.h5ad_content import writable_copy
-from dra_scvi._outputs.patient_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

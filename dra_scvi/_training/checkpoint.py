@@ -1,230 +1,235 @@
-"""When the state of a training is kept: now and then, when a signal asks to stop, at the end."""
+"""The file of a checkpoint: plain data and tensors behind a checksum, read without any pickle."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-import time
-import warnings
+import hashlib
+import json
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from lightning.pytorch.callbacks import Checkpoint
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
-from dra_scvi._exceptions import TrainingInterruptedError
 from dra_scvi._outputs.files import atomic_path
-from dra_scvi._training.checkpoint_file import CheckpointFile, is_checkpoint
-from dra_scvi._training.identity import training_identity
-from dra_scvi._training.processes import highest
+from dra_scvi._training.identity import check_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from types import FrameType
+    from collections.abc import Iterator, Sequence
 
-    from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
 
-    from dra_scvi._model.dra import DRA
+    from dra_scvi._training.identity import Identity
 
-__all__ = ["InterruptCheckpoint"]
+__all__ = [
+    "CheckpointFile",
+    "PlainCheckpoints",
+    "is_checkpoint",
+    "read_checkpoint",
+    "with_plain_checkpoints",
+    "write_checkpoint",
+]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MAGIC = b"dra_scvi checkpoint 2\n"
+REMEDY = "delete it to start from the beginning"
+_LENGTH = 8
+_DIGEST = hashlib.sha256().digest_size
+_DTYPES = {
+    str(dtype): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and not str(dtype).startswith(("torch.q", "torch.bits"))
+}
 
 
-class InterruptCheckpoint(Checkpoint):
-    """Save training at the end of an epoch: once in a while, when a signal asks to, and the last.
+class PlainCheckpoints(TorchCheckpointIO):
+    """Lightning's own checkpoints, of which nothing but tensors and plain data is read."""
 
-    During training SIGINT and SIGTERM let the epoch under way be finished, the checkpoint be
-    written, and :class:`~dra_scvi.TrainingInterruptedError` be raised. A second signal interrupts
-    at once, as does one that comes after the last epoch, whose checkpoint is there.
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read what Lightning wrote; what would import more is refused."""
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def with_plain_checkpoints(plugins: Any) -> list[Any]:
+    """Add :class:`PlainCheckpoints` to the plugins of a trainer that have no such part."""
+    given = list(plugins) if isinstance(plugins, list | tuple) else [plugins] if plugins else []
+    has_one = any(isinstance(plugin, CheckpointIO) for plugin in given)
+    return given if has_one else [*given, PlainCheckpoints()]
+
+
+class CheckpointFile(PlainCheckpoints):
+    """Where Lightning keeps the state of a training: one file, whole or not at all, verified.
+
+    What Lightning goes on from has been read by :func:`read_checkpoint`, and its identity compared
+    with that of the training at hand. Files at other places, of callbacks of the caller's own, are
+    Lightning's.
+
+    A file that cannot be written is noted in `problem` and not raised: a training does not end for
+    want of a copy of its state, and of several processes only the first one would know.
 
     Parameters
     ----------
     path
-        Where the checkpoint is written, whole or not at all.
-    every_seconds
-        How much work a kill without warning may cost, at most, in addition to one epoch.
+        The checkpoint.
     """
 
-    def __init__(self, path: str | Path, every_seconds: float = 60.0) -> None:
-        self.file = CheckpointFile(path)
-        self.path = self.file.path
-        self.every_seconds = every_seconds
-        self.signum: int | None = None
-        self.owner: tuple[DRA, int | None] | None = None
-        self._is_training = False
-        self._is_complete = False
-        self._epochs: int | None = None  # once they are all done and saved
-        self._last_save = time.monotonic()
-        self._previous: dict[int, Any] = {}
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.identity: Identity = {}
+        self.problem: Exception | None = None
 
-    # -- signals -----------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Answer SIGINT and SIGTERM for the time of a block, in the thread that they come to.
-
-        Lightning puts them back to what they were when its part is done, which is what is set
-        here.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write the state of training, with what training it is of."""
+        if Path(path) != self.path:
+            super().save_checkpoint(checkpoint, path, storage_options)
             return
-        self._previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
-        self._take()
         try:
-            yield
-        finally:
-            self._give_back()
-
-    def _take(self) -> None:
-        for signum in self._previous:
-            signal.signal(signum, self._answer)
-
-    def _give_back(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous = {}
-
-    def _answer(self, signum: int, frame: FrameType | None) -> None:
-        if self._epochs is not None:
-            raise self._interruption(signum, self._epochs)
-        if not self._is_training:
-            self._give_back()
-            signal.raise_signal(signum)
-        elif self.signum is not None:
-            raise KeyboardInterrupt
+            write_checkpoint({**checkpoint, "identity": self.identity}, self.path)
+        except (OSError, TypeError) as error:
+            self.problem = error
         else:
-            self.signum = signum
+            self.problem = None
 
-    def _interruption(self, signum: int, epochs: int) -> TrainingInterruptedError:
-        problem = None if self.file.problem is None else str(self.file.problem)
-        return TrainingInterruptedError(signum, epochs, self.path, problem)
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read the state of this training.
 
-    # -- training ----------------------------------------------------------------------------
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note what training this is: what a checkpoint has to be of, to go on from it."""
-        if self.owner is not None:
-            model, seed = self.owner
-            self.file.identity = training_identity(model, pl_module, trainer, seed)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals, after Lightning has set handlers of its own."""
-        self._take()
-        self._is_training = True
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where it is time to, and stop where that was asked for."""
-        # what one process was told, or is due for, all do
-        signum = highest(self.signum or 0, trainer)
-        is_due = highest(time.monotonic() - self._last_save > self.every_seconds, trainer)
-        if signum or is_due:
-            trainer.save_checkpoint(self.path)
-            self._last_save = time.monotonic()
-        if signum:
-            raise self._interruption(signum, trainer.current_epoch + 1)
-        if is_due:
-            self._warn()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last epoch: what follows training can be interrupted, and can fail."""
-        self._is_complete = True
-        trainer.save_checkpoint(self.path)
-        self._epochs = trainer.current_epoch  # from here on there is nothing to wait for
-        self._is_training = False
-        self._warn()
-        signum = highest(self.signum or 0, trainer)
-        if signum:  # it came after the end of the last epoch
-            raise self._interruption(signum, self._epochs)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Leave signals to those who had them before."""
-        self._is_training = False
-
-    def _warn(self) -> None:
-        if self.file.problem is not None:
-            warnings.warn(
-                f"the state of training could not be written to {self.path} "
-                f"({self.file.problem}); training goes on without",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    # -- what is saved besides ---------------------------------------------------------------
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the history, and whether training is complete: early stopping may have ended it."""
-        checkpoint["is_complete"] = self._is_complete
-        checkpoint["history"] = _history(trainer)
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Restore the history, and train no further what is complete."""
-        trainer.should_stop = checkpoint["is_complete"]
-        frames = getattr(trainer.logger, "history", None)
-        if frames is None or not trainer.is_global_zero:
-            return
-        for name, (unit, places, values) in checkpoint["history"].items():
-            index = pd.Index(places, name=unit)
-            frames[name] = pd.DataFrame({name: np.array(values, dtype=object)}, index=index)
+        Raises
+        ------
+        ValueError
+            When it is damaged, or of another training.
+        """
+        if Path(path) != self.path:
+            return super().load_checkpoint(path, map_location)
+        checkpoint = read_checkpoint(self.path)
+        check_identity(self.path, checkpoint.pop("identity"), self.identity)
+        return checkpoint
 
 
-def _history(trainer: Trainer) -> dict[str, tuple[str, list[int], list[float]]]:
-    """Return what was logged so far, with the epoch that ends now, which is logged only later."""
-    if not trainer.is_global_zero:
-        return {}  # the first process logs, and writes the checkpoint
-    found = {
-        name: (str(frame.index.name), frame.index.tolist(), frame[name].tolist())
-        for name, frame in (getattr(trainer.logger, "history", None) or {}).items()
-    }
-    epoch = trainer.current_epoch
-    for name, value in trainer.logged_metrics.items():
-        unit, places, values = found.get(name, ("epoch", [], []))
-        is_of_training = "validation" not in name and unit == "epoch"
-        if is_of_training and trainer.training and epoch not in places:
-            found[name] = (unit, [*places, epoch], [*values, float(value)])
-    return found
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write plain data and tensors, whole or not at all.
 
-
-def check_place(path: Path) -> None:
-    """Check, before any work, that a checkpoint can be written, and over nothing else.
+    After :data:`MAGIC` come the length of a JSON text, that text, the values of the tensors in the
+    order in which it names them, and a SHA-256 of all of this.
 
     Parameters
     ----------
+    content
+        Numbers, text, lists, tuples, dictionaries and tensors, in any nesting.
     path
-        Where it is to be.
+        File to be written or replaced.
 
     Raises
     ------
-    OSError
-        When nothing can be written there.
-    ValueError
-        When something else is there.
+    TypeError
+        For any other content.
     """
-    if path.is_dir():
-        raise IsADirectoryError(f"checkpoint={str(path)!r} is a folder; name a file in it.")
-    if path.exists() and not (path.is_file() and is_checkpoint(path)):
+    tensors: list[Tensor] = []
+    text = json.dumps(_to_json(content, tensors)).encode()
+    checksum = hashlib.sha256()
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        for part in (MAGIC, len(text).to_bytes(_LENGTH, "little"), text, *_values(tensors)):
+            checksum.update(part)
+            file.write(part)
+        file.write(checksum.digest())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_checkpoint` wrote.
+
+    The checksum tells accidents. Who makes it for content of their own can mislead a training, and
+    no more: nothing that is read here can name code.
+
+    Parameters
+    ----------
+    path
+        The checkpoint.
+
+    Raises
+    ------
+    ValueError
+        When it is no checkpoint, or any bit of it has changed.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file, and so no checkpoint.")
+    content = path.read_bytes()
+    body = memoryview(content)[:-_DIGEST]
+    if not content.startswith(MAGIC) or hashlib.sha256(body).digest() != content[-_DIGEST:]:
         raise ValueError(
-            f"checkpoint={str(path)!r} is a file of another kind, or of an earlier version, and "
-            "would be replaced: delete it, or choose another name."
+            f"{path} is corrupt or truncated, or no checkpoint of this version of dra_scvi; "
+            f"{REMEDY}."
         )
     try:
-        with contextlib.suppress(_Tried), atomic_path(path) as partial:
-            partial.touch()
-            raise _Tried
-    except OSError as error:
-        if error.errno is None:  # it says what is missing
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        start = len(MAGIC) + _LENGTH
+        stop = start + int.from_bytes(body[len(MAGIC) : start], "little")
+        found = _from_json(json.loads(bytes(body[start:stop])), _Buffer(body[stop:]))
+        if not all(found["identity"][part] for part in ("settings", "versions", "split")):
+            raise ValueError("it names no training")
+    except Exception as error:
+        raise ValueError(f"{path} does not hold the state of a training; {REMEDY}.") from error
+    return found
 
 
-class _Tried(Exception):
-    """Ends an attempt to write, so that nothing is left of it."""
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a file is a checkpoint, whole or not, or empty."""
+    with path.open("rb") as file:
+        beginning = file.read(len(MAGIC))
+    return not beginning or beginning.startswith(MAGIC[: -len(b" 2\n")])
+
+
+def _values(tensors: Sequence[Tensor]) -> Iterator[bytes]:
+    for tensor in tensors:
+        if tensor.numel():
+            yield tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _to_json(value: Any, tensors: list[Tensor]) -> Any:
+    """Describe a value in JSON; what is neither plain nor a list is marked by its kind."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        tensors.append(value.detach().cpu().contiguous())
+        return {"tensor": [str(value.dtype), list(value.shape)]}
+    if isinstance(value, list):
+        return [_to_json(part, tensors) for part in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_to_json(part, tensors) for part in value]}
+    if isinstance(value, dict):
+        return {"dict": [[_to_json(part, tensors) for part in item] for item in value.items()]}
+    raise TypeError(f"a {type(value).__name__} cannot be kept in a checkpoint")
+
+
+def _from_json(value: Any, buffer: _Buffer) -> Any:
+    if isinstance(value, list):
+        return [_from_json(part, buffer) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return buffer.take(*content)
+    parts = [_from_json(part, buffer) for part in content]
+    return {"tuple": tuple, "dict": dict}[kind](parts)
+
+
+class _Buffer:
+    """Values of tensors, one after the other."""
+
+    def __init__(self, values: memoryview) -> None:
+        self._values, self._start = values, 0
+
+    def take(self, name: str, shape: list[int]) -> Tensor:
+        """Return the next tensor, which shares no memory with others."""
+        dtype = _DTYPES[name]
+        stop = self._start + math.prod(shape) * dtype.itemsize
+        values = bytearray(self._values[self._start : stop])
+        self._start = stop
+        if not values:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(values, dtype=dtype).reshape(shape)

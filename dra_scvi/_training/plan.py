@@ -9,7 +9,7 @@ import torch
 
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._module.priors import MixturePrior
-from dra_scvi._training.divergence import refused_as_diverged
+from dra_scvi._training.diverged import refused_as_diverged
 from dra_scvi._training.processes import (
     failing_together,
     gathered_scores,

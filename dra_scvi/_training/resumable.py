@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scvi.train import TrainingPlan
 
-from dra_scvi._training.divergence import LastGoodState, refused_as_diverged
+from dra_scvi._training.diverged import LastGoodState, refused_as_diverged
 from dra_scvi._training.processes import failing_together, gathered
 from dra_scvi._training.progress import ProgressLines
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from torch import Tensor
 
-    from dra_scvi._training.checkpoint import InterruptCheckpoint
+    from dra_scvi._training.interrupts import InterruptCheckpoint
 
 __all__ = ["ResumablePlan"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi.train import TrainRunner
 
-from dra_scvi._training.checkpoint_file import with_plain_checkpoints
+from dra_scvi._training.checkpoint import with_plain_checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Training in several processes: two on a CPU, as two nodes and as two devices of one.
 
-    torchrun --nproc-per-node 2 tests/test_distributed.py FOLDER
+    torchrun --nproc-per-node 2 tests/training/test_processes.py FOLDER
 
 runs the part of each process, which leaves what it found in FOLDER, under its rank.
 """
@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, datasets, metrics, tl
-from dra_scvi._module.matching import DIVERGENCES
+from dra_scvi._module.divergences import DIVERGENCES
 from dra_scvi._training.processes import gathered_scores, trainer_settings
 
 N_GENES, EPOCHS = 60, 40

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from dra_scvi._module.matching import (
+from dra_scvi._module.divergences import (
     DIVERGENCES,
     bhattacharyya,
     jensen_shannon,

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from lightning.pytorch.callbacks import Callback
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, tl
-from dra_scvi._training.checkpoint_file import CheckpointFile, read_checkpoint, write_checkpoint
+from dra_scvi._training.checkpoint import CheckpointFile, read_checkpoint, write_checkpoint
 from dra_scvi.cli import _train as _cli_train
 from dra_scvi.cli import program
 from tests.helpers import QUIET, SMALL, cells, embed, fit

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, tl
-from dra_scvi._training.divergence import LastGoodState
+from dra_scvi._training.diverged import LastGoodState
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,52 @@
+"""The demo command: the main job on counts that ship with scanpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dra_scvi.cli._paths import FolderName, to_write
+from dra_scvi.cli._result import Result
+from dra_scvi.cli._session import (
+    Common,
+    command,
+)
+
+
+@command("demo")
+@click.option(
+    "--output",
+    type=FolderName(),
+    default=Path("dra-scvi-demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the results.",
+)
+def demo(common: Common, output: Path) -> Result:
+    """Embed 700 blood cells with PCA, scVI and DR-A, and compare the three.
+
+    The counts ship with scanpy: nothing is downloaded. DIR gets pbmc68k.h5ad, umap.png,
+    training.png and metrics.json.
+
+    Example: dra-scvi demo
+    """
+    from dra_scvi import demo as job
+    from dra_scvi._outputs.files import atomic_folder
+
+    common.rehearse({}, *to_write("--output", output, "results"))
+    common.say("embedding 700 cells with PCA, scVI and DR-A")
+    with atomic_folder(output, common.force) as temporary:
+        figures = job.run(temporary, common.seed, common.accelerator, common.shows_bar)
+    common.say(f"wrote {output}")
+    rows = [
+        {
+            "embedding": job.TITLES[name],
+            "k-means NMI": scores["kmeans"]["nmi"],
+            "k-means ARI": scores["kmeans"]["ari"],
+            "Leiden NMI": scores["leiden"]["nmi"],
+            "Leiden ARI": scores["leiden"]["ari"],
+        }
+        for name, scores in figures["embeddings"].items()
+    ]
+    return Result(figures, "Agreement of clusters with cell types", rows)

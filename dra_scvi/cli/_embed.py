@@ -1,0 +1,121 @@
+"""The embed command: cells on a trained model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dra_scvi.cli._cells import bare, read_or_open, write_cells
+from dra_scvi.cli._paths import to_write
+from dra_scvi.cli._result import Result
+from dra_scvi.cli._saved import SavedModel, read_saved
+from dra_scvi.cli._session import (
+    KEY_ADDED,
+    PATH,
+    Common,
+    command,
+    input_argument,
+    out_of_core_option,
+    output_option,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+def _key(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    from dra_scvi._outputs.h5ad_content import check_key
+
+    try:
+        check_key(value, "key_added")
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    return value
+
+
+@command("embed")
+@input_argument()
+@click.option(
+    "--model", "model_dir", type=PATH, required=True, metavar="DIR", help="A saved model."
+)
+@output_option()
+@click.option(
+    "--key-added",
+    default=KEY_ADDED,
+    show_default=True,
+    callback=_key,
+    help="Key of obsm for the embedding.",
+)
+@out_of_core_option()
+def embed(
+    common: Common,
+    input_path: Path,
+    model_dir: Path,
+    output: Path,
+    key_added: str,
+    out_of_core: bool | None,
+) -> Result:
+    """Embed the cells of INPUT with a model that was trained before.
+
+    Genes are found by their names, whatever their order; all genes of the model must be there.
+    The counts are taken from the layer, and the batches from the column, of the training. A model
+    that is damaged, or in which foreign code may be hidden, is refused.
+
+    Example: dra-scvi embed more.h5ad --model model --output out.h5ad
+    """
+    common.rehearse({"INPUT": input_path, "--model": model_dir}, *to_write("--output", output))
+    saved = read_saved(model_dir)
+    from dra_scvi._outputs.h5ad_content import check_writable
+
+    layer = saved.registry["setup_args"]["layer"]
+    adata, is_stored = read_or_open(input_path, layer, out_of_core, common)
+    check_writable(adata)
+    query = _query(adata, saved)
+    common.say(f"embedding {adata.n_obs} cells")
+    adata.obsm[key_added] = _encode(query, model_dir, saved, common)
+    write_cells(adata, output, input_path if is_stored else None, common)
+    figures = {
+        "input": {"n_cells": adata.n_obs, "n_genes": adata.n_vars},
+        "settings": {"model_class": saved.class_name, "key_added": key_added, "seed": common.seed},
+        "embedding": {"n_latent": adata.obsm[key_added].shape[1]},
+    }
+    return Result(figures)
+
+
+def _query(adata: AnnData, saved: SavedModel) -> AnnData:
+    """Take the genes of a model, in its order, and the columns that it reads."""
+    from dra_scvi._data.gene_names import check_genes_present
+    from dra_scvi._data.keys import validate_keys
+    from dra_scvi._data.stored import is_stored
+    from dra_scvi._exceptions import GeneMismatchError
+
+    if not adata.var_names.is_unique:
+        first = adata.var_names[adata.var_names.duplicated()][0]
+        raise ValueError(f"gene names of the input are not unique (first: {str(first)!r}).")
+    check_genes_present(list(adata.var_names), saved.genes)
+    setup = saved.registry["setup_args"]
+    keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
+    validate_keys(adata, setup["layer"], keys)
+    if list(adata.var_names) != saved.genes:
+        if is_stored(adata.X if setup["layer"] is None else adata.layers[setup["layer"]]):
+            raise GeneMismatchError(
+                "counts that stay in their file must have the genes of the model alone, in its "
+                "order; use --in-memory, or write them so."
+            )
+        adata = adata[:, saved.genes].copy()
+    return bare(adata, setup["layer"], list(adata.obs.columns))
+
+
+def _encode(query: AnnData, folder: Path, saved: SavedModel, common: Common) -> NDArray[Any]:
+    """Return posterior means or, from the released program's model, a sample as in training."""
+    import dra_scvi
+    from dra_scvi import tl
+
+    model_cls = getattr(dra_scvi, saved.class_name)
+    with tl._seeded(common.seed):
+        model = model_cls.load(str(folder), adata=query, accelerator=common.accelerator)
+        return model.get_latent_representation(give_mean=saved.class_name == "DRA")

@@ -1,0 +1,55 @@
+"""The info command: what a saved model is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from dra_scvi.cli._cells import effective_prior
+from dra_scvi.cli._result import Result
+from dra_scvi.cli._saved import SavedModel, read_saved
+from dra_scvi.cli._session import (
+    PATH,
+    Common,
+    command,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    pass
+
+GENES_SHOWN = 5
+
+
+@command("info")
+@click.argument("model_dir", metavar="DIR", type=PATH)
+def info(common: Common, model_dir: Path) -> Result:
+    """Say what the model saved in DIR is.
+
+    A model that is damaged, or in which foreign code may be hidden, is refused.
+
+    Example: dra-scvi info model
+    """
+    common.rehearse({"DIR": model_dir})
+    saved = read_saved(model_dir)
+    setup = saved.registry["setup_args"]
+    facts = {
+        "class": saved.class_name,
+        "n_latent": saved.settings["n_latent"],
+        "prior": effective_prior(saved.settings),
+        "n_genes": len(saved.genes),
+        "n_batch": _n_batch(saved),
+        "layer": setup["layer"],
+        "batch_key": setup["batch_key"],
+        "scvi_version": saved.registry["scvi_version"],
+        "first_genes": saved.genes[:GENES_SHOWN],
+    }
+    shown = {**facts, "first_genes": ", ".join(saved.genes[:GENES_SHOWN])}
+    rows = [{"field": name, "value": "-" if v is None else str(v)} for name, v in shown.items()]
+    return Result({"model": facts}, f"Model in {model_dir.name}", rows)
+
+
+def _n_batch(saved: SavedModel) -> int:
+    return int(saved.registry["field_registries"]["batch"]["summary_stats"]["n_batch"])
