@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
 import click
 
 from dra_scvi.cli._benchmark import benchmark
-from dra_scvi.cli._cells import bare, effective_prior, read_or_open, write_cells
 from dra_scvi.cli._demo import demo
 from dra_scvi.cli._embed import embed
 from dra_scvi.cli._errors import PROGRAM, Program, exit_code
 from dra_scvi.cli._evaluate import evaluate
 from dra_scvi.cli._info import info
-from dra_scvi.cli._paths import FolderName, to_write
-from dra_scvi.cli._result import Result
-from dra_scvi.cli._scores import check_labels, clustering, clustering_rows, integration_rows
-from dra_scvi.cli._session import (
-    KEY_ADDED,
-    PATH,
-    Common,
-    command,
-    input_argument,
-    out_of_core_option,
-    output_option,
-)
 from dra_scvi.cli._train import train
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 __all__ = ["exit_code", "main", "program"]
 
