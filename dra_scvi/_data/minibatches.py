@@ -58,6 +58,7 @@ class Minibatches:
 
     Examples
     --------
+    >>> from dra_scvi._data.rows import DenseRows
     >>> rows = {"X": DenseRows(torch.arange(5.0)[:, None], torch.float32)}
     >>> [len(batch["X"]) for batch in Minibatches(rows, np.arange(5), batch_size=2)]
     [2, 2, 1]

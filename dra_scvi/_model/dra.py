@@ -165,7 +165,10 @@ class DRA(BaseDRA):
             f"prior: {prior or default_prior(latent_distribution)}, divergence: {divergence}."
         )
         self._init_arguments = self._get_init_params(locals())
-        self.init_params_ = as_scvi(self._init_arguments, widths)
+        # scvi-tools builds the module of a model on a data module from them once more
+        has_data_module = (registry or {}).get("setup_method_name") == "setup_datamodule"
+        arguments = self._init_arguments
+        self.init_params_ = arguments if has_data_module else as_scvi(arguments, widths)
         if self.adata is not None:
             self._validate_anndata()
 

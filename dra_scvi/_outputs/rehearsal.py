@@ -73,7 +73,7 @@ def rehearse(outputs: Sequence[Output], inputs: Mapping[str, Path], force: bool)
     >>> rehearse(same, {}, force=True)
     Traceback (most recent call last):
     ...
-    FileExistsError: --json ./a.h5ad: the same file as --output; choose another name
+    FileExistsError: --json a.h5ad: the same file as --output; choose another name
     """
     for output in outputs:
         _look_up(output.path)

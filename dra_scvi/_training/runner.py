@@ -40,7 +40,8 @@ class QuietRunner(TrainRunner):
 
     def _update_history(self) -> None:
         """Keep the history and, where training has failed, raise at once what it failed with."""
-        super()._update_history()
+        if hasattr(self.trainer.logger, "history"):  # scvi-tools warns of a logger without
+            super()._update_history()
         error = sys.exception()
         if error is not None and error is not self._handled_before:
             raise error

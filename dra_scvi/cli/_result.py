@@ -37,10 +37,10 @@ def finish(name: str, result: Result, common: Common) -> None:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
         close_stdout()  # nobody reads on, as after "| head": that is no failure
-    if result.failure is not None:
-        raise result.failure
     if result.at_end is not None:
         result.at_end()
+    if result.failure is not None:
+        raise result.failure
 
 
 def _emit(name: str, result: Result, common: Common) -> None:

@@ -37,6 +37,7 @@ class Saving:
         self.error: Exception | None = None
         self.model_at: Path | None = None
         self.cells_at: Path | None = None
+        self.is_logged = False
 
     def save_model(self) -> None:
         """Save the model where that was asked for, or under another name if need be."""
@@ -72,6 +73,7 @@ class Saving:
         """Write the log."""
         try:
             write()
+            self.is_logged = True
         except Exception as error:  # noqa: BLE001 - raised once the figures are written as well
             self.error = self.error or error
 
@@ -82,9 +84,16 @@ class Saving:
             return None
         return Unfinished(self.error, "; ".join(self._kept()))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether embedding, model and log are there, under whatever name."""
+        has_model = self.request.model_dir is None or self.model_at is not None
+        return self.cells_at is not None and has_model and self.is_logged
+
     def finish(self) -> None:
-        """Give up the checkpoint, now that everything is there."""
-        self.request.checkpoint.unlink(missing_ok=True)
+        """Give up the checkpoint, now that the figures are written too, if everything is there."""
+        if self.is_complete:
+            self.request.checkpoint.unlink(missing_ok=True)
 
     def _kept(self) -> list[str]:
         kept = []
@@ -98,7 +107,7 @@ class Saving:
                     "OUT.h5ad embeds without training again"
                 )
             kept.append(text)
-        if self.request.checkpoint.exists():
+        if self.request.checkpoint.exists() and not self.is_complete:
             kept.append(f"the checkpoint is in {self.request.checkpoint}, for --resume")
         return kept
 

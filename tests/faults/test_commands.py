@@ -368,7 +368,7 @@ def test_what_the_system_refuses(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(dra_scvi.tl, "dra", fail)
+    monkeypatch.setattr(dra_scvi.tl, "_dra", fail)
     result = invoke("train", source, "--output", tmp_path / "out.h5ad", "--quiet")
     assert result.exit_code == exit_code(error) == 1
     assert words in result.stderr
@@ -435,7 +435,7 @@ def test_options_reach_the_model(source: Path, tmp_path: Path) -> None:
     result = invoke("train", source, "--output", tmp_path / "out.h5ad", *options, *QUICK)
     assert result.exit_code == 0, result.stderr
     model = DRA.load(str(tmp_path / "model"), adata=cells())
-    found = model.init_params_["non_kwargs"]
+    found = model.init_arguments
     wanted = {"n_hidden": [16, 8], "n_hidden_discriminator": [4], "dropout_rate": 0.3}
     wanted |= {"prior": "uniform", "divergence": "jensen-shannon", "n_latent": 3}
     for name, value in wanted.items():

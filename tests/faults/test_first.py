@@ -897,7 +897,8 @@ def test_cli_atomic(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr("dra_scvi._outputs.files.open_hdf5", fail)
         assert invoke(*command).exit_code == 1
-    assert set(tree(tmp_path)) == {"out.json", "model/model.pt", "model/manifest.json"}
+    saved = {"out.json", "model/model.pt", "model/manifest.json"}
+    assert set(tree(tmp_path)) == {*saved, ".out.h5ad.ckpt"}
     (tmp_path / "out.json").unlink()
     shutil.rmtree(tmp_path / "model")
     assert invoke(*command).exit_code == 0

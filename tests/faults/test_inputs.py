@@ -585,7 +585,7 @@ def test_codes_are_not_written_beside_cells_that_came_later(
     for seed, place in enumerate((path, other)):
         adata = cells(seed=seed)
         adata.write_h5ad(place) if form == "h5ad" else adata.write_zarr(place)
-    original = tl.dra
+    original = tl._dra
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         model = original(*args, **kwargs)
@@ -599,7 +599,7 @@ def test_codes_are_not_written_beside_cells_that_came_later(
             other.rename(path)
         return model
 
-    monkeypatch.setattr(tl, "dra", slow)
+    monkeypatch.setattr(tl, "_dra", slow)
     refused(train(path, "--out-of-core"), "while it was worked on", "out.kept1.h5ad")
     assert not (tmp_path / "out.h5ad").exists()
     kept = anndata.read_h5ad(tmp_path / "out.kept1.h5ad")

@@ -86,14 +86,14 @@ def trained(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
     """Let something happen between training and writing."""
-    dra = tl.dra
+    dra = tl._dra
 
     def train(*args: Any, **kwargs: Any) -> Any:
         model = dra(*args, **kwargs)
         act()
         return model
 
-    monkeypatch.setattr(tl, "dra", train)
+    monkeypatch.setattr(tl, "_dra", train)
 
 
 # -- the rehearsal -----------------------------------------------------------------------------
@@ -396,14 +396,14 @@ from pathlib import Path
 from dra_scvi import tl
 from dra_scvi import cli
 
-train, folder = tl.dra, Path(sys.argv.pop(1))
+train, folder = tl._dra, Path(sys.argv.pop(1))
 
 def and_close(*args, **kwargs):
     model = train(*args, **kwargs)
     folder.chmod(0o555)
     return model
 
-tl.dra = and_close
+tl._dra = and_close
 cli.main()
 """
 

@@ -64,11 +64,11 @@ def test_default_epochs_follow_dimensions_and_batches(
     batch_key: str | None,
     expected: int,
 ) -> None:
-    from dra_scvi._model import dra as _model
+    from dra_scvi._model import epochs
 
-    monkeypatch.setattr(_model, "MIN_STEPS", 1)
-    monkeypatch.setattr(_model, "MIN_EPOCHS", 2)
-    monkeypatch.setattr(_model, "MAX_EPOCHS", 16)
+    monkeypatch.setattr(epochs, "MIN_STEPS", 1)
+    monkeypatch.setattr(epochs, "MIN_EPOCHS", 2)
+    monkeypatch.setattr(epochs, "MAX_EPOCHS", 16)
     DRA.setup_anndata(adata, batch_key=batch_key)
     model = DRA(adata, n_hidden=8, n_latent=n_latent)
     model.train(**QUIET)
