@@ -178,6 +178,8 @@ class NumbersField(NumericalJointObsField):
 def _check_column(adata: AnnData, registry_key: str, key: str) -> pd.Series:
     """Return a column, once it is there and complete."""
     for part in getattr(adata, "adatas", [adata]):
+        if part is not adata and key not in part.obs:
+            continue  # a column of the collection itself, which says what each part is
         validate_keys(part, obs_keys={ARGUMENTS[registry_key]: key})
     return pd.Series(np.asarray(adata.obs[key]), name=key)
 

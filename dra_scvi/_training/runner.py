@@ -40,8 +40,13 @@ class QuietRunner(TrainRunner):
 
     def _update_history(self) -> None:
         """Keep the history and, where training has failed, raise at once what it failed with."""
-        if hasattr(self.trainer.logger, "history"):  # scvi-tools warns of a logger without
+        goes_on = self.model.is_trained_ and isinstance(self.model.history_, dict)
+        if goes_on or not self.model.is_trained_:
             super()._update_history()
+        else:  # scvi-tools warns, and keeps nothing, where nothing was kept before
+            self.model.is_trained_ = False
+            super()._update_history()
+            self.model.is_trained_ = True
         error = sys.exception()
         if error is not None and error is not self._handled_before:
             raise error

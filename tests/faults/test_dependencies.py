@@ -53,9 +53,8 @@ def test_a_benchmark_of_more_than_8192_cells(points: np.ndarray) -> None:
     counts = np.random.default_rng(1).poisson(1.0, (N_MANY, 8)).astype(np.float32)
     types = pd.Categorical.from_codes(np.arange(N_MANY) % 4, list("abcd"))
     adata = AnnData(counts + 1, obs=pd.DataFrame({"type": types}).rename(index=str))
-    table = benchmark.compare(
-        adata, "type", models={"given": lambda *_: points}, n_latent=4, seeds=1
-    )
+    models = {"given": lambda *_: points}
+    table = benchmark.compare(adata, "type", models=models, n_latent=4, seeds=1)
     assert table["status"].tolist() == ["ok"]
     assert table["leiden_nmi"][0] > 0.99
 
