@@ -188,7 +188,9 @@ def _digest(matrix: Any) -> tuple[Any, ...] | None:
     """Condense the arrays of a matrix in memory; `None` for what is not in memory."""
     if isinstance(matrix, np.ndarray):
         return matrix.shape, matrix.dtype.str, _condense(matrix)
-    if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
+    if isinstance(
+        matrix, sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array
+    ):
         parts = matrix.indptr, matrix.indices, matrix.data
         return matrix.format, *((part.dtype.str, _condense(part)) for part in parts)
     return None
