@@ -115,10 +115,12 @@ class Snapshot:
     def _matrix(self, adata: AnnData) -> Iterator[tuple[type[ValueError], str]]:
         name = "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
         matrix = _counts(adata, self.layer)
+        whole = (len(self.cells), len(self.genes))
+        shape = getattr(matrix, "shape", whole)  # the matrix of a collection has none
         if matrix is None:
             yield InvalidCountsError, f"{name}, which held its counts, is gone"
-        elif tuple(matrix.shape) != (len(self.cells), len(self.genes)):
-            yield InvalidCountsError, f"{name} has the shape {tuple(matrix.shape)}"
+        elif tuple(shape) != whole:
+            yield InvalidCountsError, f"{name} has the shape {tuple(shape)}"
         elif self.sums is not None and (digest := _digest(matrix)) != self.digest:
             is_same = np.isclose(_sums(matrix), self.sums, rtol=_TOLERANCE, atol=0)
             differ = np.flatnonzero(~is_same)
@@ -188,9 +190,7 @@ def _digest(matrix: Any) -> tuple[Any, ...] | None:
     """Condense the arrays of a matrix in memory; `None` for what is not in memory."""
     if isinstance(matrix, np.ndarray):
         return matrix.shape, matrix.dtype.str, _condense(matrix)
-    if isinstance(
-        matrix, sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array
-    ):
+    if sparse.issparse(matrix) and hasattr(matrix, "indptr"):  # a collection only looks like one
         parts = matrix.indptr, matrix.indices, matrix.data
         return matrix.format, *((part.dtype.str, _condense(part)) for part in parts)
     return None
