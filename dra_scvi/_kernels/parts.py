@@ -39,7 +39,10 @@ def _share(run: Callable[[slice], None], shape: tuple[int, ...], n_threads: int)
         return
     edges = np.linspace(0, n_cells, n_parts + 1).astype(int)
     parts = [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
-    list(_workers(n_parts).map(run, parts))
+    others = [_workers(n_parts - 1).submit(run, part) for part in parts[1:]]
+    run(parts[0])
+    for other in others:
+        other.result()
 
 
 @cache
