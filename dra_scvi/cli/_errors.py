@@ -157,12 +157,25 @@ def in_options(text: str, commands: Iterable[click.Command]) -> str:
     >>> in_options("layer='count' is not a key of adata.layers; did you mean 'counts'?", [layer])
     "--layer count is not a key of layers; did you mean 'counts'?"
     """
+    options = _options(commands)
+    # what was typed is shown as it was typed
+    typed = [word for word in sys.argv[1:] if "/" in word or "=" in word or word in options]
+    for number, word in enumerate(typed):
+        text = text.replace(word, f"\ue000{number}\ue001")
+    text = _with_options(text, options)
+    for number, word in enumerate(typed):
+        text = text.replace(f"\ue000{number}\ue001", word)
+    return text
+
+
+def _with_options(text: str, options: Mapping[str, str]) -> str:
     for phrase, other in PHRASES.items():
         text = text.replace(phrase, other)
-    options = _options(commands)
     names = "|".join(sorted(options, key=len, reverse=True))
     text = re.sub(
-        rf"(?<![\w.'\"/`-])({names})=({VALUE})", lambda m: f"{options[m[1]]} {_shown(m[2])}", text
+        rf"(?<![\w.'\"/`-])({names})=({VALUE})(?![\w/])",
+        lambda m: f"{options[m[1]]} {_shown(m[2])}",
+        text,
     )
     several_words = "|".join(name for name in options if "_" in name)
     text = re.sub(
@@ -194,7 +207,10 @@ def _options(commands: Iterable[click.Command]) -> Mapping[str, str]:
 
 def _shown(value: str) -> str:
     """Write a value as a shell takes it."""
-    found = ast.literal_eval(value)
+    try:
+        found = ast.literal_eval(value)
+    except (SyntaxError, ValueError):  # as 01, which is part of a name
+        return value
     if isinstance(found, list | tuple):
         return ",".join(map(str, found))
     return shlex.quote(str(found))

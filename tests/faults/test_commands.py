@@ -443,3 +443,23 @@ def test_options_reach_the_model(source: Path, tmp_path: Path) -> None:
         assert shown == value, name
     settings = json.loads((tmp_path / "out.json").read_text())["settings"]
     assert (settings["learning_rate"], settings["seed"], settings["batch_size"]) == (0.01, 5, 32)
+
+
+@pytest.mark.parametrize("name", ["seed=01", "seed=1", "model_dir", "n_latent=08"])
+def test_names_that_look_like_arguments(name: str, tmp_path: Path) -> None:
+    """A folder that is named like an argument is shown as it was typed, in one line."""
+    place = tmp_path / name / "model"
+    done = subprocess.run(
+        [sys.executable, "-m", "dra_scvi", "info", str(place)], capture_output=True, text=True
+    )
+    assert done.returncode == 66, done.stderr
+    assert done.stderr.startswith(f"dra-scvi: error: {place} does not exist")
+    assert done.stderr.count("\n") == 1
+    beside = subprocess.run(
+        [sys.executable, "-m", "dra_scvi", "info", name],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert beside.stderr.startswith(f"dra-scvi: error: {name} does not exist"), beside.stderr

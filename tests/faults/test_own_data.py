@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from anndata import AnnData
 from scipy import sparse
 
 from dra_scvi import DRA, PublishedDRA
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from anndata import AnnData
 
 CHANGED = "not what was registered"
 GETTERS: dict[str, Callable[[DRA], Any]] = {
@@ -850,3 +850,23 @@ def test_counts_elsewhere(where: str) -> None:
         DRA.setup_anndata(adata)
     assert expected[where] in str(caught.value)
     assert "no other matrix" not in str(caught.value)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix])
+def test_two_counts_of_one_cell_that_change_places(convert: Callable[[Any], Any]) -> None:
+    """Two counts exchanged in one cell are noticed, whatever their bits are."""
+    counts = np.zeros((60, 40), dtype=np.float32)
+    counts[:, ::3] = 1
+    counts[:, 1] = 2
+    adata = AnnData(convert(counts))
+    DRA.setup_anndata(adata)
+    model = DRA(adata, **SMALL)
+    model.is_trained_ = True
+    for cell in range(0, 60, 7):
+        counts[cell, [1, 5]] = counts[cell, [5, 1]]
+        adata.X = convert(counts)
+        with pytest.raises(InvalidCountsError, match=f"1 cell .first: '{cell}'"):
+            model.get_latent_representation()
+        counts[cell, [1, 5]] = counts[cell, [5, 1]]
+    adata.X = convert(counts)
+    assert np.isfinite(model.get_latent_representation()).all()
