@@ -44,9 +44,10 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
 def test_version_is_that_of_the_metadata_and_heads_the_changelog() -> None:
     assert dra_scvi.__version__ == version("dra_scvi")
-    head = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert head is not None
-    assert head.group(1) == dra_scvi.__version__
+    heads = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [head for head in heads if head != "Unreleased"]
+    assert released[0] == dra_scvi.__version__
+    assert "Unreleased" not in heads[1:]  # what comes next stands above what was released
 
 
 def test_every_public_name_is_there_and_in_the_pages() -> None:

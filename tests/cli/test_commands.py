@@ -115,7 +115,7 @@ def trained(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TRAIN_THEN_STOP_IN_SECOND_EPOCH = """
 import json, os, signal, sys
-from dra_scvi._training import checkpoint as _checkpoint
+from dra_scvi._training import interrupts as _checkpoint
 from dra_scvi import cli
 
 whole, stopped = map(json.loads, sys.argv[1:])

@@ -781,7 +781,7 @@ def invoke(*args: object) -> Any:
 STOPS = """
 import json, os, signal, sys
 from dra_scvi import tl
-from dra_scvi._training import checkpoint as _checkpoint
+from dra_scvi._training import interrupts as _checkpoint
 from dra_scvi import cli
 
 commands, codes = json.loads(sys.argv[1]), {}
