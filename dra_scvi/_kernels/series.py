@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 _EPS = 1e-8
 _SHIFT = 6
-_SQRT2 = math.sqrt(2.0)
 _LN2 = math.log(2.0)
 # ln 2 as a sum whose first part has few bits, so that its product with a small integer is exact
 _LN2_HIGH = np.float32(0.693359375)

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# -- networks --------------------------------------------------------------------------------
-
-
 class _Affine(nn.Module):
     """Batch normalisation as the released graph has it: moving statistics stay 0 and 1."""
 

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from dra_scvi._published.networks import PublishedVAE
 
 
-# -- training --------------------------------------------------------------------------------
-
-
 class PublishedPlan(ResumablePlan):
     """Four Adam optimizers in the released order, every step with noise and dropout of its own.
 
