@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
@@ -54,6 +55,7 @@ def trainer_settings(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     scvi-tools would leave it in the folder that it runs in.
     """
     settings = dict(given)
+    _check_cores(settings)
     if n_processes(settings) > 1:
         settings.setdefault("strategy", "ddp")
     strategy = settings.get("strategy")
@@ -70,6 +72,21 @@ def trainer_settings(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         warnings.filterwarnings("ignore", "early_stopping was automatically disabled")
         settings.setdefault("log_save_dir", folder)
         yield settings
+
+
+def _check_cores(settings: Mapping[str, Any]) -> None:
+    """Refuse more processes than a machine without an accelerator has cores; two are for trials.
+
+    Each holds a copy of the counts and is started as a program of its own.
+    """
+    n_devices = n_processes({**settings, "num_nodes": 1})
+    on_cpu = settings.get("accelerator", "auto") == "cpu" or not torch.accelerator.is_available()
+    n_cores = max(2, joblib.cpu_count())
+    if on_cpu and n_devices > n_cores:
+        raise ValueError(
+            f"devices={settings['devices']}: on a CPU each is a process of its own, and there is "
+            f"room for {n_cores} here."
+        )
 
 
 def _keep_early_stopping(settings: dict[str, Any]) -> None:

@@ -463,3 +463,12 @@ def test_names_that_look_like_arguments(name: str, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     assert beside.stderr.startswith(f"dra-scvi: error: {name} does not exist"), beside.stderr
+
+
+def test_more_processes_than_cores(source: Path, tmp_path: Path) -> None:
+    """``--devices 999`` on a machine of a few cores is refused before a process is started."""
+    output = tmp_path / "out.h5ad"
+    run = invoke("train", source, "--output", output, "--devices", 999, *QUICK)
+    assert run.exit_code not in (0, 1)
+    assert "--devices 999" in run.output
+    assert not list(tmp_path.glob("out*"))
