@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -328,20 +329,102 @@ def test_every_difference_is_named(checkpoint: Path) -> None:
     refused(checkpoint, *differences, adata=one_count(data()), **changes)
 
 
-def test_cells_in_a_file_are_told_apart(tmp_path: Path) -> None:
-    """Counts that stay in their file are known by names, row lengths and a sample of rows."""
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_cells_in_a_file_are_told_apart(tmp_path: Path, form: str) -> None:
+    """Counts that stay in their file: one count changed in one of 600 cells is another training."""
     import anndata
 
-    def backed(adata: AnnData, name: str) -> AnnData:
+    def backed(name: str, more: int = 0) -> AnnData:
+        adata = cells(n_cells=600)
+        adata.X.data[adata.X.indptr[1]] += more
+        adata.X = adata.X.toarray() if form == "dense" else adata.X
         adata.write_h5ad(tmp_path / name)
         return anndata.read_h5ad(tmp_path / name, backed="r")
 
     path = tmp_path / "state.ckpt"
     with pytest.raises(TrainingInterruptedError):
-        run(backed(data(), "one.h5ad"), path, At(1, kill()))
-    refused(path, "counts: others", adata=backed(one_count(data()), "two.h5ad"))
-    refused(path, "kind of counts: ", adata=data())
-    assert np.isfinite(run(backed(data(), "three.h5ad"), path, resume=True)).all()
+        run(backed("one.h5ad"), path, At(1, kill()))
+    refused(path, "counts: others", adata=backed("two.h5ad", more=1))
+    refused(path, "kind of counts: ", adata=cells(n_cells=600))
+    assert np.isfinite(run(backed("three.h5ad"), path, resume=True)).all()
+
+
+@pytest.mark.parametrize(
+    ("train", "difference"),
+    [
+        ({"limit_train_batches": 1}, "limit_train_batches: 1.0 in the checkpoint, 1 now"),
+        ({"limit_val_batches": 1}, "limit_val_batches: 1.0 in the checkpoint, 1 now"),
+        ({"val_check_interval": 1}, "val_check_interval: 1.0 in the checkpoint, 1 now"),
+        ({"datasplitter_kwargs": {"drop_last": 0}}, "drop_last: False in the checkpoint, 0 now"),
+    ],
+)
+def test_one_is_not_all(checkpoint: Path, train: dict[str, Any], difference: str) -> None:
+    """One minibatch (1) in place of all of them (1.0) is another training, as False is not 0."""
+    refused(checkpoint, difference, train_kwargs=train)
+
+
+RATE = 0.01
+
+
+def adam(parameters: Any, lr: float = 0.01) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=lr)
+
+
+def adam_of(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
+    return lambda parameters: adam(parameters, lr=rate)
+
+
+class Creator:
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, parameters: Any) -> torch.optim.Optimizer:
+        return adam(parameters, self.rate)
+
+
+CREATORS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "partial": (lambda: partial(adam, lr=0.01), lambda: partial(adam, lr=0.02)),
+    "positions": (lambda: partial(adam_of(0.01)), lambda: partial(adam_of(0.02))),
+    "lambda": (lambda: lambda p: adam(p, lr=0.01), lambda: lambda p: adam(p, lr=0.02)),
+    "closure": (lambda: adam_of(0.01), lambda: adam_of(0.02)),
+    "default": (lambda: lambda p, lr=0.01: adam(p, lr), lambda: lambda p, lr=0.02: adam(p, lr)),
+    "nested": (lambda: lambda p: (lambda: adam(p, 0.01))(), lambda: lambda p: (lambda: adam(p, 0.02))()),
+}
+
+
+@pytest.mark.parametrize("kind", CREATORS)
+def test_another_rate_inside_of_a_function(tmp_path: Path, kind: str) -> None:
+    """An optimizer_creator with another rate in it is another training; the same one is the same."""
+    path = tmp_path / "state.ckpt"
+
+    def plan(create: Callable[[], Any]) -> dict[str, Any]:
+        return {"plan_kwargs": {"optimizer": "Custom", "optimizer_creator": create()}}
+
+    first, second = CREATORS[kind]
+    with pytest.raises(TrainingInterruptedError):
+        run(data(), path, At(1, kill()), train_kwargs=plan(first))
+    refused(path, "optimizer_creator: ", train_kwargs=plan(second))
+    assert np.isfinite(run(data(), path, resume=True, train_kwargs=plan(first))).all()
+
+
+def test_a_global_that_a_function_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate that optimizer_creator reads from its module was changed: another training."""
+    path = tmp_path / "state.ckpt"
+    plan = {"optimizer": "Custom", "optimizer_creator": lambda p: adam(p, RATE)}
+    with pytest.raises(TrainingInterruptedError):
+        run(data(), path, At(1, kill()), train_kwargs={"plan_kwargs": plan})
+    monkeypatch.setitem(globals(), "RATE", 0.02)
+    refused(path, "optimizer_creator: ", train_kwargs={"plan_kwargs": plan})
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    """An optimizer_creator that is an object of the user's own: resuming warns of what it cannot tell."""
+    path = tmp_path / "state.ckpt"
+    plan = {"optimizer": "Custom", "optimizer_creator": Creator(0.01)}
+    with pytest.raises(TrainingInterruptedError):
+        run(data(), path, At(1, kill()), train_kwargs={"plan_kwargs": plan})
+    with pytest.warns(UserWarning, match=r"optimizer_creator \(.*Creator\) did not change cannot"):
+        run(data(), path, resume=True, train_kwargs={"plan_kwargs": plan})
 
 
 # -- the file ----------------------------------------------------------------------------------
