@@ -140,7 +140,7 @@ class Snapshot:
         elif tuple(shape) != whole:
             yield InvalidCountsError, f"{name} has the shape {tuple(shape)}"
         elif self.sums is not None and not self._was_compared():
-            yield from self._values(matrix, name)
+            yield from self._values(matrix, name, self.sums)
 
     def _was_compared(self) -> bool:
         """Tell whether this call looked at the counts before, and note that it did."""
@@ -151,9 +151,11 @@ class Snapshot:
         compared.add(self)
         return was_there
 
-    def _values(self, matrix: Any, name: str) -> Iterator[tuple[type[ValueError], str]]:
+    def _values(
+        self, matrix: Any, name: str, sums: NDArray[np.float64]
+    ) -> Iterator[tuple[type[ValueError], str]]:
         if (digest := _digest(matrix)) != self.digest:
-            is_same = np.isclose(_sums(matrix), self.sums, rtol=_TOLERANCE, atol=0)
+            is_same = np.isclose(_sums(matrix), sums, rtol=_TOLERANCE, atol=0)
             differ = np.flatnonzero(~is_same)
             if len(differ):
                 state = "they are other counts" if holds_counts(matrix) else "no longer counts"

@@ -18,8 +18,7 @@ _WORD = 8
 _COPIED_BYTES = 2**24
 # odd, and with no pattern in their bits
 _OF_PLACES, _FIRST, _SECOND = (
-    np.uint64(number)
-    for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+    np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 _HALF, _THIRD = np.uint64(32), np.uint64(29)
 

@@ -74,8 +74,8 @@ def training_identity(
 ) -> Identity:
     """Describe a training by everything that its result depends on.
 
-    Counts are hashed whole, block by block where they are in a file or in chunks. Of settings those
-    count that hold, given or not.
+    Counts are hashed whole, block by block where they are in a file or in chunks. Of settings,
+    those count that hold, given or not.
 
     Parameters
     ----------

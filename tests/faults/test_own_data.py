@@ -298,7 +298,7 @@ def test_names_changed_beside_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["csr", "csc", "dense", "fortran", "strided"])
 def test_one_entry_of_wide_counts(form: str, tmp_path: Path) -> None:
-    """One count among millions turned into NaN or -5 in place: no getter, training or save goes on."""
+    """One count of a million made NaN or -5 in place: no getter, training or save goes on."""
     adata = cells(n_cells=2_000, n_genes=600)
     dense = adata.X.toarray() + 1
     forms = {

@@ -35,7 +35,9 @@ def test_two_entries_that_change_places_or_together(dtype: type) -> None:
         array[[one, other]] = array[[other, one]]
     found = {before}
     for one, other in pairs:  # the same change twice must not cancel out
-        array[[one, other]] = ~array[[one, other]] if dtype is np.bool_ else array[[one, other]] + 2
+        array[[one, other]] = (
+            ~array[[one, other]] if dtype is np.bool_ else array[[one, other]] + 2
+        )
         found.add(checksum(array))
         array[:] = 0
         array[::3] = 1
