@@ -426,7 +426,7 @@ def test_a_global_that_a_function_reads(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
-    """An optimizer_creator that is an object of one's own: a warning that it cannot be compared."""
+    """An optimizer_creator that is an object of a class: a warning that it cannot be compared."""
     path = tmp_path / "state.ckpt"
     plan = {"optimizer": "Custom", "optimizer_creator": Creator(0.01)}
     with pytest.raises(TrainingInterruptedError):
