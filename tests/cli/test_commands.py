@@ -507,7 +507,7 @@ def test_odd_input_is_warned_of_once(source: Path, tmp_path: Path) -> None:
 
 
 def test_diverged_training(source: Path, tmp_path: Path) -> None:
-    result = invoke(*train_args(tmp_path, source, lr=1e8), "--quiet")
+    result = invoke(*train_args(tmp_path, source, **{"learning-rate": 1e8}), "--quiet")
     assert result.exit_code == 70
     assert re.search(r" is not finite in epoch \d", error_line(result))
     assert list(tmp_path.iterdir()) == []

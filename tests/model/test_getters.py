@@ -57,7 +57,7 @@ def importance_weights(
 def test_importance_weights_follow_the_prior(
     model: DRA, truncation: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the ratio of the densities is under test, and the real estimate changes with the prior as well
+    # the ratio of the densities is under test, and the real one changes with the prior as well
     monkeypatch.setattr(DRA, "get_marginal_ll", lambda *_, indices, **__: torch.zeros(5))
     weights = {}
     for location in (0.0, 2.0):
