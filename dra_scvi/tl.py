@@ -254,7 +254,7 @@ def _kept(
     callback.owner = model, int(seed)
     plugins = train.get("plugins") or ()
     given = plugins if isinstance(plugins, list | tuple) else [plugins]
-    with callback.signals():
+    with callback.signals(), callback.file.naming_itself():
         yield {
             **train,
             "plan_kwargs": {**(train.get("plan_kwargs") or {}), "checkpoint": callback},

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from dra_scvi._data.unchanged import comparing_once
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -264,7 +266,10 @@ def as_positions(cells: Any, n_cells: int, argument: str = "indices") -> NDArray
 
 
 def takes_cells(getter: Method) -> Method:
-    """Let a getter be told of cells in every way that :func:`as_positions` knows."""
+    """Let a getter be told of cells in every way that :func:`as_positions` knows.
+
+    However often it reads registered counts, they are compared with what was registered once.
+    """
     signature = inspect.signature(getter)
 
     @functools.wraps(getter)
@@ -279,7 +284,8 @@ def takes_cells(getter: Method) -> Method:
             # differential expression also takes a query of columns, as a string
             if adata is not None and cells is not None and not isinstance(cells, str):
                 arguments[name] = as_positions(cells, adata.n_obs, name)
-        return getter(*given.args, **given.kwargs)
+        with comparing_once():
+            return getter(*given.args, **given.kwargs)
 
     return checked  # type: ignore[return-value]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
 from dra_scvi._outputs.files import atomic_path
+from dra_scvi._training.checkpoint_content import check_content, check_form
 from dra_scvi._training.identity import check_identity
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ __all__ = [
     "PlainCheckpoints",
     "is_checkpoint",
     "read_checkpoint",
+    "read_content",
     "with_plain_checkpoints",
     "write_checkpoint",
 ]
@@ -78,6 +81,8 @@ class CheckpointFile(PlainCheckpoints):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         self.identity: Identity = {}
+        self.form: dict[str, Any] = {}  # of what is read, as the training at hand has it
+        self.is_restoring = False
         self.problem: Exception | None = None
 
     def save_checkpoint(
@@ -102,13 +107,28 @@ class CheckpointFile(PlainCheckpoints):
         Raises
         ------
         ValueError
-            When it is damaged, or of another training.
+            When it is damaged, of another training, or of another form.
         """
         if Path(path) != self.path:
             return super().load_checkpoint(path, map_location)
         checkpoint = read_checkpoint(self.path)
         check_identity(self.path, checkpoint.pop("identity"), self.identity)
+        with _naming(self.path):
+            for name, own in self.form.items():
+                check_form(checkpoint[name], own, name)
+        self.is_restoring = True
         return checkpoint
+
+    @contextlib.contextmanager
+    def naming_itself(self) -> Iterator[None]:
+        """Name the file where Lightning, or an optimizer, fails over a state that was read."""
+        try:
+            yield
+        except Exception as error:
+            if not self.is_restoring:
+                raise
+            with _naming(self.path):
+                raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -153,7 +173,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        When it is no checkpoint, or any bit of it has changed.
+        When it is no checkpoint, any bit of it has changed, or a part of it cannot be of a
+        training.
+    """
+    with _naming(path):
+        check_content(found := read_content(path))
+    return found
+
+
+def read_content(path: Path) -> Any:
+    """Read a file of :func:`write_checkpoint`, whatever it holds.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        When it is none, or any bit of it has changed.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file, and so no checkpoint.")
@@ -164,15 +203,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is corrupt or truncated, or no checkpoint of this version of dra_scvi; "
             f"{REMEDY}."
         )
-    try:
+    with _naming(path):
         start = len(MAGIC) + _LENGTH
         stop = start + int.from_bytes(body[len(MAGIC) : start], "little")
-        found = _from_json(json.loads(bytes(body[start:stop])), _Buffer(body[stop:]))
-        if not all(found["identity"][part] for part in ("settings", "versions", "split")):
-            raise ValueError("it names no training")
+        return _from_json(json.loads(bytes(body[start:stop])), _Buffer(body[stop:]))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name a file, and what to do, where its content is refused."""
+    try:
+        yield
     except Exception as error:
-        raise ValueError(f"{path} does not hold the state of a training; {REMEDY}.") from error
-    return found
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path} does not hold the state of a training ({problem}); {REMEDY}."
+        ) from error
 
 
 def is_checkpoint(path: Path) -> bool:

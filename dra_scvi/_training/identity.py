@@ -14,9 +14,12 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 
-from dra_scvi._data.stored import is_stored, read_rows
+from dra_scvi._data.stored import is_stored
+from dra_scvi._data.structure import blocks
+from dra_scvi._training.comparable import as_plain, not_comparable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from lightning.pytorch import LightningModule
@@ -40,7 +43,18 @@ TRAINER = (
     "check_val_every_n_epoch",
     "limit_train_batches",
     "limit_val_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "num_sanity_val_steps",
     "precision",
+)
+# of which 1 is one minibatch, 1.0 all of them, and False neither 0 nor 0.0
+KIND_MATTERS = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "drop_last",
 )
 SPLITTER = (
     "n_train",
@@ -53,7 +67,6 @@ SPLITTER = (
 )
 EARLY_STOPPING = ("monitor", "mode", "patience", "min_delta", "warmup_epochs")
 NOT_OF_THE_PLAN = {"training", "prepare_data_per_node", "n_obs_training", "n_obs_validation"}
-ROWS_SAMPLED = 256
 
 
 def training_identity(
@@ -61,9 +74,8 @@ def training_identity(
 ) -> Identity:
     """Describe a training by everything that its result depends on.
 
-    Counts in memory are hashed whole; of counts in a file, or in chunks, shape, row lengths where
-    they are stored, and rows sampled at equal distances. Of settings those count that hold, given
-    or not.
+    Counts are hashed whole, block by block where they are in a file or in chunks. Of settings,
+    those count that hold, given or not.
 
     Parameters
     ----------
@@ -101,9 +113,9 @@ def training_identity(
     }
     split = [np.asarray(getattr(data, f"{part}_idx", ())) for part in ("train", "val", "test")]
     return {
-        "settings": {name: _plain(value) for name, value in found.items()},
+        "settings": {name: as_plain(value) for name, value in found.items()},
         "versions": {name: version(name) for name in (OWN_VERSION, *OTHER_VERSIONS)},
-        "split": {"cells trained on": {"digest": _digest(*split)}},
+        "split": {"cells trained on": {"digest": _digest(split)}},
     }
 
 
@@ -111,7 +123,7 @@ def check_identity(path: Path, saved: Identity, now: Identity) -> None:
     """Check that a checkpoint is of the training at hand.
 
     A version that differs in its last number only is warned of: results may differ then, in their
-    last digits.
+    last digits. So are settings that cannot be compared.
 
     Parameters
     ----------
@@ -138,6 +150,14 @@ def check_identity(path: Path, saved: Identity, now: Identity) -> None:
             f"{path} is of another training ({'; '.join(different.values())}): go on with what "
             "it was begun with, or delete it to start from the beginning."
         )
+    unknown = {name: [*not_comparable(value)] for name, value in now["settings"].items()}
+    kinds = [f"{name} ({', '.join(found)})" for name, found in unknown.items() if found]
+    if kinds:
+        warnings.warn(
+            f"going on from {path}: whether {' and '.join(kinds)} did not change cannot be told",
+            UserWarning,
+            stacklevel=2,
+        )
     if patches:
         warnings.warn(
             f"going on from {path} with other versions "
@@ -151,7 +171,12 @@ def check_identity(path: Path, saved: Identity, now: Identity) -> None:
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     """Say of everything that differs what it was and what it is."""
     names = dict.fromkeys([*now, *saved])
-    return {n: _difference(n, saved, now) for n in names if _of(saved, n) != _of(now, n)}
+    return {n: _difference(n, saved, now) for n in names if _differs(n, saved, now)}
+
+
+def _differs(name: str, saved: dict[str, Any], now: dict[str, Any]) -> bool:
+    was, is_now = _of(saved, name), _of(now, name)
+    return was != is_now or (name in KIND_MATTERS and type(was) is not type(is_now))
 
 
 def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
@@ -188,12 +213,12 @@ def _cells(manager: AnnDataManager) -> dict[str, Any]:
     found["genes"] = _of_names(manager.adata.var_names)
     counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
     found["kind of counts"] = _kind(counts)
-    found["counts"] = {"digest": _digest(*_parts(counts))}
+    found["counts"] = {"digest": _digest(_parts(counts))}
     for key in manager.data_registry:
         if key != REGISTRY_KEYS.X_KEY:
             values = manager.get_from_registry(key)
-            names = json.dumps(_plain(fields[key]["state_registry"])).encode()
-            digest = _digest(_hashes(values), np.frombuffer(names, np.uint8))
+            names = json.dumps(as_plain(fields[key]["state_registry"])).encode()
+            digest = _digest([_hashes(values), np.frombuffer(names, np.uint8)])
             found[f"values of {key}"] = {"digest": digest}
     return found
 
@@ -201,7 +226,7 @@ def _cells(manager: AnnDataManager) -> dict[str, Any]:
 def _of_names(names: pd.Index) -> dict[str, Any]:
     hashes = _hashes(names.astype(str))
     # the sum is that of any order
-    return {"n": len(hashes), "sum": str(hashes.sum()), "digest": _digest(hashes)}
+    return {"n": len(hashes), "sum": str(hashes.sum()), "digest": _digest([hashes])}
 
 
 def _hashes(values: Any) -> np.ndarray:
@@ -216,22 +241,19 @@ def _kind(counts: Any) -> str:
     return f"{form} of {getattr(counts, 'dtype', '?')} {held}"
 
 
-def _parts(counts: Any) -> list[np.ndarray]:
-    """Return arrays that stand for a matrix of counts."""
-    shape = np.array(counts.shape, dtype=np.int64)
-    if is_stored(counts):
-        rows = np.unique(np.linspace(0, shape[0] - 1, ROWS_SAMPLED).astype(np.int64))
-        lengths = [np.asarray(counts.group["indptr"])] if hasattr(counts, "group") else []
-        return [shape, *lengths, *_parts(read_rows(counts, rows))]
+def _parts(counts: Any) -> Iterator[np.ndarray]:
+    """Yield arrays that a matrix of counts consists of, one block of rows after the other."""
+    yield np.array(counts.shape, dtype=np.int64)
     if isinstance(counts, pd.DataFrame):
         counts = counts.to_numpy()
-    if sparse.issparse(counts) and hasattr(counts, "indptr"):
-        return [shape, counts.data, counts.indices, counts.indptr]
-    return [shape, np.asarray(counts)]
+    is_in_memory = isinstance(counts, np.ndarray) or hasattr(counts, "indptr")
+    for _, _, block in [(0, 0, counts)] if is_in_memory else blocks(counts):
+        is_sparse = hasattr(block, "indptr")  # a collection only looks like a sparse matrix
+        yield from (block.data, block.indices, block.indptr) if is_sparse else (block,)
 
 
-def _digest(*arrays: np.ndarray) -> str:
-    """Hash arrays, their types and shapes."""
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    """Hash arrays, their types and shapes, one after the other."""
     found = hashlib.sha256(usedforsecurity=False)
     for array in arrays:
         found.update(f"{array.dtype} {array.shape}".encode())
@@ -257,17 +279,3 @@ def _is_setting(value: Any) -> bool:
 def _early_stopping(trainer: Any) -> list[Any] | None:
     watch = trainer.early_stopping_callback
     return None if watch is None else [getattr(watch, name, None) for name in EARLY_STOPPING]
-
-
-def _plain(value: Any) -> Any:
-    """Turn a setting into what a checkpoint can hold, and compare."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(part) for part in value]
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"

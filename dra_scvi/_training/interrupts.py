@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from dra_scvi._exceptions import TrainingInterruptedError
 from dra_scvi._outputs.files import atomic_path
 from dra_scvi._training.checkpoint import CheckpointFile, is_checkpoint
+from dra_scvi._training.checkpoint_content import check_optimizers
 from dra_scvi._training.identity import training_identity
 from dra_scvi._training.processes import highest
 
@@ -56,6 +57,7 @@ class InterruptCheckpoint(Checkpoint):
         self.owner: tuple[DRA, int | None] | None = None
         self._is_training = False
         self._is_complete = False
+        self._n_optimizers = 0  # in the file
         self._epochs: int | None = None  # once they are all done and saved
         self._last_save = time.monotonic()
         self._previous: dict[int, Any] = {}
@@ -110,11 +112,19 @@ class InterruptCheckpoint(Checkpoint):
         if self.owner is not None:
             model, seed = self.owner
             self.file.identity = training_identity(model, pl_module, trainer, seed)
+            self.file.form = {
+                "state_dict": pl_module.state_dict(),
+                "loops": {"fit_loop": trainer.fit_loop.state_dict()},
+            }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals, after Lightning has set handlers of its own."""
         self._take()
         self._is_training = True
+        if self.file.is_restoring:
+            check_optimizers(self._n_optimizers, trainer.optimizers)
+        self.file.is_restoring = False
+        self.file.form = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where it is time to, and stop where that was asked for."""
@@ -169,6 +179,7 @@ class InterruptCheckpoint(Checkpoint):
     ) -> None:
         """Restore the history, and train no further what is complete."""
         trainer.should_stop = checkpoint["is_complete"]
+        self._n_optimizers = len(checkpoint["optimizer_states"])
         frames = getattr(trainer.logger, "history", None)
         if frames is None or not trainer.is_global_zero:
             return

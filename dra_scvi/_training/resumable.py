@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scvi.train import TrainingPlan
 
+from dra_scvi._training.checkpoint_content import set_random_state
 from dra_scvi._training.diverged import LastGoodState, refused_as_diverged
 from dra_scvi._training.processes import failing_together, gathered
 from dra_scvi._training.progress import ProgressLines
@@ -109,7 +110,4 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"]:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    set_random_state(state)

@@ -366,7 +366,10 @@ class Captured(Exception):
 
 @pytest.fixture
 def capture(monkeypatch: pytest.MonkeyPatch, source: Path, tmp_path: Path) -> Callable[..., dict]:
-    """Return the arguments of `tl.dra` for some options."""
+    """Return the arguments of `tl.dra` for some options.
+
+    The command is under test, and ends at that call: what was not passed cannot be told later.
+    """
 
     def run(*options: object) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -503,20 +506,17 @@ def test_odd_input_is_warned_of_once(source: Path, tmp_path: Path) -> None:
     assert line.startswith("dra-scvi: warning: X: 1 cell has no counts")
 
 
-def test_diverged_training(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(*_: Any, **__: Any) -> None:
-        raise TrainingDivergedError("elbo_train", 3, 1)
-
-    monkeypatch.setattr(tl, "_dra", diverge)
-    result = invoke(*train_args(tmp_path, source), "--quiet")
+def test_diverged_training(source: Path, tmp_path: Path) -> None:
+    result = invoke(*train_args(tmp_path, source, **{"learning-rate": 1e8}), "--quiet")
     assert result.exit_code == 70
-    assert "elbo_train is not finite in epoch 3" in error_line(result)
+    assert re.search(r" is not finite in epoch \d", error_line(result))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bugs_point_at_debug(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # a fault of the program, which by intent no input brings about
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a\nb")
 

@@ -296,16 +296,39 @@ def test_names_changed_beside_a_file(tmp_path: Path) -> None:
     adata.file.close()
 
 
-def test_wide_counts_are_sampled_everywhere() -> None:
-    """Counts of more than two megabytes: values changed all over are found in a part of them."""
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "fortran", "strided"])
+def test_one_entry_of_wide_counts(form: str, tmp_path: Path) -> None:
+    """One count of a million made NaN or -5 in place: no getter, training or save goes on."""
     adata = cells(n_cells=2_000, n_genes=600)
-    adata.X = adata.X.toarray()
-    assert adata.X.nbytes > 4 * 2**20
+    dense = adata.X.toarray() + 1
+    forms = {
+        "csr": lambda: sparse.csr_matrix(dense),
+        "csc": lambda: sparse.csc_matrix(dense),
+        "dense": lambda: dense,
+        "fortran": lambda: np.asfortranarray(dense),
+        "strided": lambda: np.repeat(dense, 2, axis=1)[:, ::2],
+    }
+    adata.X = forms[form]()
     model = untrained(adata)
-    model.get_elbo(indices=[0])
-    adata.X[1_000:] *= 2
-    with pytest.raises(InvalidCountsError, match="changed in 1000 cells"):
-        model.get_elbo(indices=[0])
+    values = adata.X.data if sparse.issparse(adata.X) else adata.X
+    calls = GETTERS["train"], GETTERS["get_elbo"], lambda m: m.save(tmp_path / "model")
+    for number, (share, value) in enumerate([(0.123, -5), (0.5, np.nan), (0.987, -5)]):
+        place = np.unravel_index(int(share * values.size), values.shape)
+        before, values[place] = values[place], value
+        with pytest.raises(InvalidCountsError, match="changed in 1 cell .*no longer counts"):
+            calls[number](model)
+        values[place] = before
+    assert np.isfinite(elbo(model))
+
+
+@pytest.mark.parametrize("name", ["disorder-1", "cells are in another order"])
+def test_cells_named_like_a_message(name: str) -> None:
+    """Cells may be renamed after registration, whatever words their names hold."""
+    adata = cells()
+    model = untrained(adata)
+    expected = model.get_latent_representation()
+    adata.obs_names = [name, *adata.obs_names[1:]]
+    np.testing.assert_array_equal(model.get_latent_representation(), expected)
 
 
 # -- compiled code ----------------------------------------------------------------------

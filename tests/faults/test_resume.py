@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,12 @@ from click.testing import CliRunner
 from lightning.pytorch.callbacks import Callback
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, tl
-from dra_scvi._training.checkpoint import CheckpointFile, read_checkpoint, write_checkpoint
+from dra_scvi._training.checkpoint import (
+    CheckpointFile,
+    read_checkpoint,
+    read_content,
+    write_checkpoint,
+)
 from dra_scvi.cli import _train as _cli_train
 from dra_scvi.cli import program
 from tests.helpers import QUIET, SMALL, cells, embed, fit
@@ -328,20 +334,105 @@ def test_every_difference_is_named(checkpoint: Path) -> None:
     refused(checkpoint, *differences, adata=one_count(data()), **changes)
 
 
-def test_cells_in_a_file_are_told_apart(tmp_path: Path) -> None:
-    """Counts that stay in their file are known by names, row lengths and a sample of rows."""
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_cells_in_a_file_are_told_apart(tmp_path: Path, form: str) -> None:
+    """Counts that stay in their file: a count changed in one of 600 is another training."""
     import anndata
 
-    def backed(adata: AnnData, name: str) -> AnnData:
+    def backed(name: str, more: int = 0) -> AnnData:
+        adata = cells(n_cells=600)
+        adata.X.data[adata.X.indptr[1]] += more
+        adata.X = adata.X.toarray() if form == "dense" else adata.X
         adata.write_h5ad(tmp_path / name)
         return anndata.read_h5ad(tmp_path / name, backed="r")
 
     path = tmp_path / "state.ckpt"
     with pytest.raises(TrainingInterruptedError):
-        run(backed(data(), "one.h5ad"), path, At(1, kill()))
-    refused(path, "counts: others", adata=backed(one_count(data()), "two.h5ad"))
-    refused(path, "kind of counts: ", adata=data())
-    assert np.isfinite(run(backed(data(), "three.h5ad"), path, resume=True)).all()
+        run(backed("one.h5ad"), path, At(1, kill()))
+    refused(path, "counts: others", adata=backed("two.h5ad", more=1))
+    refused(path, "kind of counts: ", adata=cells(n_cells=600))
+    assert np.isfinite(run(backed("three.h5ad"), path, resume=True)).all()
+
+
+@pytest.mark.parametrize(
+    ("train", "difference"),
+    [
+        ({"limit_train_batches": 1}, "limit_train_batches: 1.0 in the checkpoint, 1 now"),
+        ({"limit_val_batches": 1}, "limit_val_batches: 1.0 in the checkpoint, 1 now"),
+        ({"val_check_interval": 1}, "val_check_interval: 1.0 in the checkpoint, 1 now"),
+        ({"datasplitter_kwargs": {"drop_last": 0}}, "drop_last: False in the checkpoint, 0 now"),
+    ],
+)
+def test_one_is_not_all(checkpoint: Path, train: dict[str, Any], difference: str) -> None:
+    """One minibatch (1) in place of all of them (1.0) is another training, as False is not 0."""
+    refused(checkpoint, difference, train_kwargs=train)
+
+
+RATE = 0.01
+
+
+def adam(parameters: Any, lr: float = 0.01) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=lr)
+
+
+def adam_of(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
+    return lambda parameters: adam(parameters, lr=rate)
+
+
+class Creator:
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, parameters: Any) -> torch.optim.Optimizer:
+        return adam(parameters, self.rate)
+
+
+CREATORS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "partial": (lambda: partial(adam, lr=0.01), lambda: partial(adam, lr=0.02)),
+    "positions": (lambda: partial(adam_of(0.01)), lambda: partial(adam_of(0.02))),
+    "lambda": (lambda: lambda p: adam(p, lr=0.01), lambda: lambda p: adam(p, lr=0.02)),
+    "closure": (lambda: adam_of(0.01), lambda: adam_of(0.02)),
+    "default": (lambda: lambda p, lr=0.01: adam(p, lr), lambda: lambda p, lr=0.02: adam(p, lr)),
+    "nested": (
+        lambda: lambda p: (lambda: adam(p, 0.01))(),
+        lambda: lambda p: (lambda: adam(p, 0.02))(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CREATORS)
+def test_another_rate_inside_of_a_function(tmp_path: Path, kind: str) -> None:
+    """An optimizer_creator with another rate in it is another training; the same goes on."""
+    path = tmp_path / "state.ckpt"
+
+    def plan(create: Callable[[], Any]) -> dict[str, Any]:
+        return {"plan_kwargs": {"optimizer": "Custom", "optimizer_creator": create()}}
+
+    first, second = CREATORS[kind]
+    with pytest.raises(TrainingInterruptedError):
+        run(data(), path, At(1, kill()), train_kwargs=plan(first))
+    refused(path, "optimizer_creator: ", train_kwargs=plan(second))
+    assert np.isfinite(run(data(), path, resume=True, train_kwargs=plan(first))).all()
+
+
+def test_a_global_that_a_function_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate that optimizer_creator reads from its module was changed: another training."""
+    path = tmp_path / "state.ckpt"
+    plan = {"optimizer": "Custom", "optimizer_creator": lambda p: adam(p, RATE)}
+    with pytest.raises(TrainingInterruptedError):
+        run(data(), path, At(1, kill()), train_kwargs={"plan_kwargs": plan})
+    monkeypatch.setitem(globals(), "RATE", 0.02)
+    refused(path, "optimizer_creator: ", train_kwargs={"plan_kwargs": plan})
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    """An optimizer_creator that is an object of a class: a warning that it cannot be compared."""
+    path = tmp_path / "state.ckpt"
+    plan = {"optimizer": "Custom", "optimizer_creator": Creator(0.01)}
+    with pytest.raises(TrainingInterruptedError):
+        run(data(), path, At(1, kill()), train_kwargs={"plan_kwargs": plan})
+    with pytest.warns(UserWarning, match=r"optimizer_creator \(.*Creator\) did not change cannot"):
+        run(data(), path, resume=True, train_kwargs={"plan_kwargs": plan})
 
 
 # -- the file ----------------------------------------------------------------------------------
@@ -407,8 +498,104 @@ def test_a_checkpoint_that_is_exchanged_after_the_check(checkpoint: Path) -> Non
 def test_a_checkpoint_without_a_training(content: dict[str, Any], tmp_path: Path) -> None:
     """A file with a right checksum that holds no training is refused in one sentence."""
     write_checkpoint(content, tmp_path / "state.ckpt")
-    with pytest.raises(ValueError, match="does not hold the state of a training; delete it"):
+    with pytest.raises(ValueError, match="does not hold the state of a training .*; delete it"):
         run(data(), tmp_path / "state.ckpt", resume=True)
+
+
+def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Return what changes one part of a checkpoint, however deep; `None` deletes it."""
+
+    def change(content: Any) -> None:
+        for name in path[:-1]:
+            content = content[name]
+        if value is None:
+            del content[path[-1]]
+        else:
+            content[path[-1]] = value
+
+    return change
+
+
+STEPS = "epoch_loop.batch_progress"
+JUNK: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "no weights": (put("state_dict", value=None), "its state_dict is missing"),
+    "empty weights": (put("state_dict", value={}), "its state_dict is empty"),
+    "weights of text": (put("state_dict", "module.px_r", value="a"), "is no tensor"),
+    "weights gone": (put("state_dict", "module.px_r", value=None), "px_r is missing"),
+    "weights of another shape": (
+        put("state_dict", "module.px_r", value=torch.ones(3)),
+        "module.px_r is no torch.float32 of the shape (12,)",
+    ),
+    "weights of another type": (
+        put("state_dict", "module.px_r", value=torch.ones(12, dtype=torch.int64)),
+        "module.px_r is no torch.float32 of the shape (12,)",
+    ),
+    "identity of text": (put("identity", "settings", value="abc"), "identity['settings'] is no"),
+    "versions of numbers": (put("identity", "versions", "torch", value=3), "['torch'] is no text"),
+    "split of a list": (put("identity", "split", value=[1]), "identity['split'] is no table"),
+    "epoch below 0": (put("epoch", value=-5), "its epoch is no whole number"),
+    "epoch of a flag": (put("epoch", value=True), "its epoch is no whole number"),
+    "another epoch": (put("epoch", value=3), "its epoch is another one than in its loops"),
+    "loops of a number": (put("loops", value=3), "its loops is no table"),
+    "loops without steps": (put("loops", "fit_loop", STEPS, value=None), f"{STEPS} is missing"),
+    "steps below 0": (
+        put("loops", "fit_loop", STEPS, "total", "ready", value=-1),
+        "['ready'] is no whole number",
+    ),
+    "history of a number": (put("history", value={"a": 1}), "history['a'] is no unit with"),
+    "history too short": (
+        put("history", "train_loss", value=("epoch", [0, 1], [1.0])),
+        "history['train_loss'] is no unit with places and as many numbers",
+    ),
+    "short torch state": (
+        put("random_state", "torch", value=torch.zeros(7, dtype=torch.uint8)),
+        "its random_state is no state of random generators",
+    ),
+    "short numpy state": (
+        put("random_state", "numpy", value=("MT19937", [1, 2], 3, 0, 0.0)),
+        "its random_state is no state",
+    ),
+    "short python state": (
+        put("random_state", "python", value=(3, [1], None)),
+        "its random_state is no state",
+    ),
+    "others of text": (put("random_states_of_others", value=["a"]), "random_states_of_others[0]"),
+    "complete of text": (put("is_complete", value="no"), "its is_complete is neither true nor"),
+    "optimizers of text": (
+        put("optimizer_states", value=["a"]),
+        "optimizer_states[0] is no table",
+    ),
+    "no optimizer": (put("optimizer_states", value=[]), "number of optimizers is 0, not 1"),
+    "means of another shape": (
+        put("optimizer_states", 0, "state", 0, "exp_avg", value=torch.ones(2)),
+        "its optimizer_states is of parameters of other shapes",
+    ),
+    "optimizer of others": (
+        put("optimizer_states", 0, "param_groups", value=[]),
+        "optimizer_states[0]['state'] is of unknown parameters",
+    ),
+    "fewer groups": (
+        put("optimizer_states", 0, value={"state": {}, "param_groups": [{"params": [0]}]}),
+        "different number of parameter groups",
+    ),
+    "callbacks of a list": (put("callbacks", value=[1]), "callbacks[0] is no table"),
+    "no lightning": (put("pytorch-lightning_version", value=3), "version is no text"),
+}
+
+
+@pytest.mark.parametrize("name", JUNK)
+def test_a_checkpoint_with_junk_inside(checkpoint: Path, name: str) -> None:
+    """A checkpoint with a right checksum, of which one part cannot be of a training: named."""
+    change, words = JUNK[name]
+    content = read_checkpoint(checkpoint)
+    change(content)
+    write_checkpoint(content, checkpoint)
+    before = checkpoint.read_bytes()
+    with pytest.raises(ValueError, match="does not hold the state of a training") as error:
+        run(data(), checkpoint, resume=True)
+    assert words in str(error.value)
+    assert str(error.value).endswith("; delete it to start from the beginning.")
+    assert checkpoint.read_bytes() == before
 
 
 @pytest.mark.parametrize("text", [b"{", b"[[[", b"[" * 100_000, b'{"code": 1}', b"3"])
@@ -419,7 +606,7 @@ def test_a_checkpoint_of_nonsense(text: bytes, tmp_path: Path) -> None:
     body = b"dra_scvi checkpoint 2\n" + len(text).to_bytes(8, "little") + text
     path = tmp_path / "state.ckpt"
     path.write_bytes(body + hashlib.sha256(body).digest())
-    with pytest.raises(ValueError, match="does not hold the state of a training; delete it"):
+    with pytest.raises(ValueError, match="does not hold the state of a training .*; delete it"):
         read_checkpoint(path)
 
 
@@ -436,7 +623,7 @@ def test_every_kind_of_content_comes_back(tmp_path: Path) -> None:
         3: [torch.zeros(()), torch.zeros(0, 2), torch.arange(6).reshape(2, 3).T],
     }
     write_checkpoint(content, tmp_path / "state.ckpt")
-    found = read_checkpoint(tmp_path / "state.ckpt")
+    found = read_content(tmp_path / "state.ckpt")
     assert found["identity"] == content["identity"]
     for name, value in content["state_dict"].items():
         assert found["state_dict"][name].dtype == value.dtype

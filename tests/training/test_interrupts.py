@@ -120,7 +120,7 @@ def test_looking_at_the_end_leaves_random_state_alone(
 ) -> None:
     states = []
     for look in (True, False):
-        if not look:
+        if not look:  # what is compared with is a training without the look
             monkeypatch.setattr(LastGoodState, "_is_finite", lambda *_: True)
         torch.manual_seed(0)
         make(adata.copy()).train(max_epochs=2, **QUIET)
