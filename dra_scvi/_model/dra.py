@@ -91,7 +91,12 @@ class DRA(BaseDRA):
         Width of each hidden layer of both discriminators.
     n_neighbors
         Training cells around a code, to whose mean :meth:`get_latent_representation` moves it;
-        0 for none.
+        0 for none. Neighbours are then more often of one type, and clusters at a given resolution
+        more and smaller; batches mix less.
+    expression_axes
+        Whether :meth:`get_latent_representation` puts codes on axes, in order, by the distance
+        between the log-normalised profiles that they predict
+        (:func:`~dra_scvi._module.axes.expression_axes`), of tempered lengths.
     **kwargs
         Further arguments of :class:`~scvi.module.VAE`.
 
@@ -133,7 +138,8 @@ class DRA(BaseDRA):
         prior_anchor: float = 0.5,
         divergence: DivergenceName = "bhattacharyya",
         n_hidden_discriminator: Sequence[int] = (64,),
-        n_neighbors: int = 30,
+        n_neighbors: int = 0,
+        expression_axes: bool = False,
         **kwargs: Any,
     ) -> None:
         check_model(locals())
@@ -154,6 +160,7 @@ class DRA(BaseDRA):
             divergence=divergence,
             n_hidden_discriminator=n_hidden_discriminator,
             n_neighbors=n_neighbors,
+            expression_axes=expression_axes,
             **kwargs,
         )
         widths = list(map(int, hidden_widths(n_hidden, n_layers, n_latent)))
@@ -212,15 +219,12 @@ class DRA(BaseDRA):
     ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the codes of cells, shape ``(n_cells, n_latent)``.
 
-        The mean of q(z|x) is moved to where the training cells that are like it lie on average,
-        those of every batch alike (:class:`~dra_scvi._module.neighborhood.Neighborhood`), and put
-        on the axes that training ends with: principal components by the distance between the
-        log-normalised profiles that codes predict
-        (:func:`~dra_scvi._module.axes.expression_axes`), in order, their lengths tempered
-        (:func:`~dra_scvi._module.axes.tempered`).
-        ``DRA(adata, n_neighbors=0)`` leaves the first step out; ``return_dist=True`` gives q(z|x)
-        itself, in the coordinates of the decoder, and ``model.module.embedding`` makes the former
-        of the latter.
+        They are the means of q(z|x), as scVI returns them. ``DRA(adata, n_neighbors=30)`` moves
+        each to where the training cells that are like it lie on average, those of every batch
+        alike (:class:`~dra_scvi._module.neighborhood.Neighborhood`), and
+        ``DRA(adata, expression_axes=True)`` puts them on axes of expression;
+        ``return_dist=True`` gives q(z|x) itself, in the coordinates of the decoder, and
+        ``model.module.embedding`` makes the former of the latter.
 
         Counts in memory are encoded in large minibatches, without drawing codes.
 
@@ -232,7 +236,7 @@ class DRA(BaseDRA):
             Cells to embed; `None` for all.
         give_mean
             Whether to go by the mean of q(z|x). Otherwise one code is drawn from it for each cell,
-            and only put on the axes.
+            and not moved to the mean of others.
         mc_samples
             Number of codes that the mean is estimated from where it has no closed form
             (`latent_distribution="ln"`).

@@ -14,6 +14,7 @@ OWN = frozenset(
         "n_components",
         "n_hidden_discriminator",
         "n_neighbors",
+        "expression_axes",
         "prior",
         "prior_anchor",
     }

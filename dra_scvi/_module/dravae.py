@@ -109,6 +109,8 @@ class DRAVAE(Autoencoder):
         Width of each hidden layer of both discriminators.
     n_neighbors
         Training cells around a code, to whose mean :attr:`embedding` moves it; 0 for none.
+    expression_axes
+        Whether :attr:`embedding` puts codes on axes of expression.
     **vae_kwargs
         Further arguments of :class:`~scvi.module.VAE`.
 
@@ -141,7 +143,8 @@ class DRAVAE(Autoencoder):
         prior_anchor: float = 0.5,
         divergence: DivergenceName = "bhattacharyya",
         n_hidden_discriminator: Sequence[int] = (64,),
-        n_neighbors: int = 30,
+        n_neighbors: int = 0,
+        expression_axes: bool = False,
         **vae_kwargs: Any,
     ) -> None:
         widths = hidden_widths(n_hidden, n_layers, n_latent)
@@ -166,7 +169,7 @@ class DRAVAE(Autoencoder):
             set_decoder_widths(self.decoder, widths[::-1])
         self.prior = _make_prior(prior, n_latent, latent_distribution, n_components, prior_anchor)
         self.divergence = _choose(DIVERGENCES, "divergence", divergence)
-        self.embedding = Embedding(n_latent, n_neighbors)
+        self.embedding = Embedding(n_latent, n_neighbors, expression_axes)
         make = self._discriminator_cls
         self.latent_discriminator = make(n_latent, n_hidden_discriminator, n_batch)
         self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)

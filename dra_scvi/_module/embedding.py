@@ -1,4 +1,4 @@
-"""What is done to codes after training: noise averaged out, axes of expression, tempered."""
+"""What may be done to codes after training: noise averaged out, axes of expression, tempered."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Embedding(nn.Module):
-    """The map from a code to where distances mean most; the identity until :meth:`fit`.
+    """The map from a code to the embedding that users see; the identity unless asked for more.
 
-    A code is moved to the mean of the codes of similar training cells
-    (:class:`~dra_scvi._module.neighborhood.Neighborhood`) and put on axes of expression
+    A code may be moved to the mean of the codes of similar training cells
+    (:class:`~dra_scvi._module.neighborhood.Neighborhood`), and be put on axes of expression
     (:func:`~dra_scvi._module.axes.expression_axes`) of tempered lengths
-    (:func:`~dra_scvi._module.axes.tempered`).
+    (:func:`~dra_scvi._module.axes.tempered`). Each gains by some measures and loses by others.
 
     Parameters
     ----------
@@ -28,16 +28,19 @@ class Embedding(nn.Module):
         Dimensions of a code.
     n_neighbors
         Cells in a neighbourhood; 0 leaves out the first step.
+    expression_axes
+        Whether codes are put on axes of expression.
 
     Examples
     --------
     >>> codes = torch.randn(5, 3)
-    >>> torch.equal(Embedding(n_latent=3, n_neighbors=30)(codes), codes)
+    >>> torch.equal(Embedding(n_latent=3, n_neighbors=30, expression_axes=True)(codes), codes)
     True
     """
 
-    def __init__(self, n_latent: int, n_neighbors: int) -> None:
+    def __init__(self, n_latent: int, n_neighbors: int, expression_axes: bool) -> None:
         super().__init__()
+        self.expression_axes = expression_axes
         self.neighborhood = Neighborhood(n_latent, n_neighbors)
         self.axes: Tensor
         self.register_buffer("axes", torch.eye(n_latent))
@@ -81,9 +84,12 @@ class Embedding(nn.Module):
         if not all(bool(torch.isfinite(part).all()) for part in (samples, expression, means)):
             return False
         self.neighborhood.fit(means, batches)
-        averages = self.neighborhood(means.to(self.axes)).to(means)
-        axes = expression_axes(samples, expression, averages, batches)
-        self.axes.copy_(tempered(axes, averages, batches))
+        axes = torch.eye(len(self.axes))
+        if self.expression_axes:
+            averages = self.neighborhood(means.to(self.axes)).to(means)
+            axes = expression_axes(samples, expression, averages, batches)
+            axes = tempered(axes, averages, batches)
+        self.axes.copy_(axes)
         return True
 
 

@@ -81,7 +81,7 @@ class Neighborhood(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return f of codes, shape ``(n_cells, n_latent)``."""
-        if not self.n_neighbors:
+        if not self.weights.any():
             return codes
         parts = [
             part + _kernel(part, self.centres, self.radius) @ self.weights

@@ -213,7 +213,7 @@ def test_other_arguments(checkpoint: Path, changes: dict[str, Any], difference: 
         ("prior_anchor", 0.3, 0.5),
         ("n_components", 5, 20),
         ("divergence", "jensen-shannon", "bhattacharyya"),
-        ("n_neighbors", 3, 30),
+        ("n_neighbors", 3, 0),
         ("dispersion", "gene-batch", "gene"),
         ("n_hidden_discriminator", [63], (64,)),
         ("use_observed_lib_size", False, True),
@@ -327,7 +327,7 @@ def test_another_patch_of_our_own(checkpoint: Path) -> None:
 
 def test_every_difference_is_named(checkpoint: Path) -> None:
     """Several differences are named one by one, not only the first."""
-    differences = "seed: 0 in", "counts: others", "n_neighbors: 30 in", "lr: 0.001 in"
+    differences = "seed: 0 in", "counts: others", "n_neighbors: 0 in", "lr: 0.001 in"
     model = {"n_hidden": 16, "n_neighbors": 3}
     train = {"plan_kwargs": {"lr": 0.01}}
     changes = {"seed": 3, "model_kwargs": model, "train_kwargs": train}

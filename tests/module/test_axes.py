@@ -104,7 +104,7 @@ def test_differences_between_batches_do_not_count() -> None:
 
 def test_codes_are_the_means_on_the_axes(adata: AnnData) -> None:
     DRA.setup_anndata(adata, batch_key="batch")
-    model = DRA(adata, n_latent=4, n_neighbors=0)
+    model = DRA(adata, n_latent=4, expression_axes=True)
     assert torch.equal(model.module.embedding.axes, torch.eye(4))
     torch.manual_seed(0)
     model.train(2, **QUIET)
@@ -117,7 +117,7 @@ def test_codes_are_the_means_on_the_axes(adata: AnnData) -> None:
 
 def test_axes_are_saved_and_need_no_random_numbers(adata: AnnData, tmp_path: object) -> None:
     DRA.setup_anndata(adata)
-    model = DRA(adata, n_latent=4)
+    model = DRA(adata, n_latent=4, expression_axes=True)
     model.train(2, **QUIET)
     state = torch.get_rng_state()
     axes = model.module.embedding.axes.clone()
@@ -132,7 +132,7 @@ def test_axes_are_saved_and_need_no_random_numbers(adata: AnnData, tmp_path: obj
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson", "normal"])
 def test_every_likelihood_has_axes(adata: AnnData, likelihood: str) -> None:
     DRA.setup_anndata(adata, batch_key="batch")
-    model = DRA(adata, n_latent=3, gene_likelihood=likelihood)
+    model = DRA(adata, n_latent=3, gene_likelihood=likelihood, expression_axes=True)
     model.train(1, **QUIET)
     assert model.module.embedding.axes.isfinite().all()
     assert np.linalg.matrix_rank(model.module.embedding.axes.numpy()) == 3

@@ -1,4 +1,4 @@
-"""What is done to codes after training: the identity before, parts in order, old names."""
+"""What may be done to codes after training: nothing unless asked; parts in order; old names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ def training_cells() -> tuple[torch.Tensor, ...]:
     return samples, samples @ torch.randn(4, 9), means, torch.arange(300) % 2
 
 
-def fitted(n_neighbors: int = 30) -> tuple[Embedding, tuple[torch.Tensor, ...]]:
-    embedding, cells = Embedding(4, n_neighbors), training_cells()
+def fitted(
+    n_neighbors: int = 30, expression_axes: bool = True
+) -> tuple[Embedding, tuple[torch.Tensor, ...]]:
+    embedding, cells = Embedding(4, n_neighbors, expression_axes), training_cells()
     assert embedding.fit(*cells)
     return embedding, cells
 
@@ -39,9 +41,25 @@ def test_without_neighbours_codes_are_only_put_on_the_axes() -> None:
     torch.testing.assert_close(embedding(means), means @ embedding.axes)
 
 
+def test_without_axes_codes_are_only_averaged() -> None:
+    embedding, (_, _, means, _) = fitted(expression_axes=False)
+    torch.testing.assert_close(embedding(means), embedding.neighborhood(means))
+    assert not torch.equal(embedding(means), means)
+
+
+def test_without_either_codes_stay_and_what_was_learned_before_is_forgotten() -> None:
+    embedding, (_, _, means, _) = fitted(n_neighbors=0, expression_axes=False)
+    assert torch.equal(embedding(means), means)
+    former, cells = fitted()
+    embedding.load_state_dict(former.state_dict())
+    assert torch.equal(embedding(means), former(means))
+    assert embedding.fit(*cells)
+    assert torch.equal(embedding(means), means)
+
+
 def test_what_is_not_finite_leaves_the_map_as_it_was() -> None:
     for number in range(3):
-        embedding = Embedding(4, 30)
+        embedding = Embedding(4, 30, expression_axes=True)
         before = {name: value.clone() for name, value in embedding.state_dict().items()}
         cells = list(training_cells())
         cells[number][7, 1] = torch.nan
