@@ -13,6 +13,7 @@ from dra_scvi._exceptions import InputError
 from dra_scvi._inputs.errors import explain
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._inputs.memory import check_room
+from dra_scvi._inputs.zarr_chunks import check_chunks
 from dra_scvi._inputs.zarr_store import check_store
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def _read_zarr(path: Path) -> AnnData:
     import zarr
 
     check_store(path)
+    check_chunks(path)
     check_room(path, [zarr.open(str(path), mode="r")])
     adata = anndata.read_zarr(path)
     _remark_on_features(adata, path)
