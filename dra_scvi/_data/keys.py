@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from dra_scvi._argument_kinds import check_distinguishable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -51,7 +53,7 @@ def validate_keys(
         For what does not exist; ``error.args[0]`` names the argument, the key, the closest match
         and what is available.
     ValueError
-        For missing values, with their number.
+        For missing values, with their number, and for lists in place of values.
 
     Examples
     --------
@@ -72,6 +74,7 @@ def validate_keys(
             if key not in adata.obs:
                 place = "a column of adata.obs"
                 raise KeyError(unknown_key(argument, key, place, adata.obs.columns))
+            check_distinguishable(adata.obs[key], f"{argument}={key!r}: adata.obs[{key!r}]")
             if argument in COMPLETE_COLUMNS:
                 check_complete(adata.obs[key], argument)
 
