@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     import yaml
 
-__all__ = ["CommaSeparated", "Numbers", "config_option"]
+__all__ = ["CONFIG", "CommaSeparated", "Numbers", "config_option"]
 
 MOST_BYTES = 2**16
+CONFIG = "dra_scvi.config"  # where a command finds the file that was named
 
 
 class CommaSeparated(click.ParamType):
@@ -69,6 +70,7 @@ def _read(ctx: click.Context, param: click.Parameter, path: Path | None) -> None
     """Make what the file says the defaults of the command."""
     if path is None or ctx.resilient_parsing:
         return
+    ctx.meta[CONFIG] = path
     options = _options(ctx.command)
     values: dict[str, Any] = {}
     for key, node in _pairs(path):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._config import config_option
+from dra_scvi.cli._config import CONFIG, config_option
 from dra_scvi.cli._errors import PROGRAM, in_options, is_first_process, one_line
 from dra_scvi.cli._paths import FileName, JsonName, PathName, to_write
 from dra_scvi.cli._result import Result, finish
@@ -190,8 +190,10 @@ class Common:
         from dra_scvi._outputs.rehearsal import rehearse, remove_empty
 
         json = [] if self.json in (None, "-") else to_write("--json", Path(str(self.json)))
-        made = rehearse([*outputs, *json], inputs, self.force)
-        click.get_current_context().call_on_close(lambda: remove_empty(made))
+        context = click.get_current_context()
+        config = {"--config": context.meta[CONFIG]} if CONFIG in context.meta else {}
+        made = rehearse([*outputs, *json], {**inputs, **config}, self.force)
+        context.call_on_close(lambda: remove_empty(made))
 
 
 def _common_options() -> list[click.Option]:
