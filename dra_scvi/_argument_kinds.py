@@ -10,7 +10,14 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["check_adata", "check_distinguishable", "check_number", "check_table", "matrix", "one_per_cell"]
+__all__ = [
+    "check_adata",
+    "check_distinguishable",
+    "check_number",
+    "check_table",
+    "matrix",
+    "one_per_cell",
+]
 
 
 def matrix(values: Any, argument: str) -> np.ndarray:

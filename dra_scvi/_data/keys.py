@@ -121,11 +121,12 @@ def check_complete(column: pd.Series, argument: str) -> None:
     missing = int(column.isna().sum())
     if missing:
         place = f"adata.obs[{column.name!r}]"
-        raise ValueError(
+        error = ValueError(
             f"{argument}={column.name!r}: {missing} of {counted(len(column), 'cell', 'cells')} "
-            f"without a value in {place}. Fill them in, or drop those cells: "
-            f"adata[{place}.notna()].copy()."
+            f"without a value in {place}. Fill them in, or drop those cells."
         )
+        error.add_note(f"adata[{place}.notna()].copy() drops them.")
+        raise error
 
 
 def counted(number: int, singular: str, plural: str) -> str:

@@ -97,9 +97,10 @@ def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def _check_type(matrix: Any, where: str) -> None:
+def _check_type(matrix: Any, where: str, to_train: bool) -> None:
     if matrix is None:
-        raise InvalidCountsError(f"{where} is None; pass the layer of raw counts as layer=...")
+        advice = "pass the layer of raw counts as layer=..." if to_train else "the model reads it"
+        raise InvalidCountsError(f"{where} holds nothing; {advice}")
     if isinstance(matrix, np.ma.MaskedArray):
         raise InvalidCountsError(
             f"{where} is a masked array, whose masked values are no counts; fill them in, or "

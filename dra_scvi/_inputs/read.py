@@ -187,7 +187,7 @@ def _remark_on_features(adata: AnnData, path: Path) -> None:
     if others:
         warnings.warn(
             f"{path} holds features that are not Gene Expression ({others}), which are taken for "
-            'genes; adata[:, adata.var["feature_types"] == "Gene Expression"] leaves them out.',
+            "genes; write the file without them to leave them out.",
             UserWarning,
             stacklevel=2,
         )

@@ -113,7 +113,9 @@ def _fault_of_codes(path: Path, column: str) -> str | None:
 def _fault_of_sparse(path: Path, name: str, own: str) -> str | None:
     """Values that are stored are no zeros, and a row has no index twice."""
     if own == "data":
-        return "and values that are stored are no zeros (if they are, write the store without them)"
+        return (
+            "and values that are stored are no zeros (if they are, write the store without them)"
+        )
     indices, starts = _read(path, f"{name}/indices"), _read(path, f"{name}/indptr")
     matrix = sparse.csr_matrix((len(starts) - 1, int(indices.max(initial=0)) + 1), dtype=bool)
     matrix.data, matrix.indices, matrix.indptr = np.ones(len(indices), bool), indices, starts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     import yaml
 
-__all__ = ["CONFIG", "CommaSeparated", "Numbers", "config_option"]
+__all__ = ["CONFIG", "CommaSeparated", "Numbers", "config_option", "finite"]
 
 MOST_BYTES = 2**16
 CONFIG = "dra_scvi.config"  # where a command finds the file that was named
@@ -51,6 +52,13 @@ class Numbers(CommaSeparated):
                 f"{value!r} is not a list of {self.name} such as {self.example}.", param, ctx
             )
         return numbers
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN, which is in every range, and infinity."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number.", ctx, param)
+    return value
 
 
 def config_option() -> click.Option:

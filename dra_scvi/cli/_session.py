@@ -279,14 +279,20 @@ def _marked(debug: bool) -> Iterator[None]:
 
 
 def _check_accelerator(name: str) -> None:
-    """Refuse names that Lightning does not know; it tells itself what is not there."""
-    if name in ("auto", "cpu", "gpu"):
+    """Refuse names that Lightning does not know, and what is not there."""
+    if name in ("auto", "cpu"):
         return
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
-    known = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
-    if name not in known:
-        raise click.UsageError(f"--accelerator {name}: choose one of {', '.join(known)}.")
+    known = {key: AcceleratorRegistry[key]["accelerator"] for key in AcceleratorRegistry}
+    choices = sorted({"auto", "gpu", *known})
+    if name not in choices:
+        raise click.UsageError(f"--accelerator {name}: choose one of {', '.join(choices)}.")
+    there = [key for key, accelerator in known.items() if accelerator.is_available()]
+    if name not in there and (name != "gpu" or not {"cuda", "mps"}.intersection(there)):
+        raise click.UsageError(
+            f"--accelerator {name}: there is none here; choose one of auto, {', '.join(there)}."
+        )
 
 
 def _h5ad(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
