@@ -130,7 +130,7 @@ def check_distinguishable(values: Any, where: str) -> None:
     ...
     ValueError: labels must hold one value per cell; the first that is none is a list, ['T']
     """
-    if getattr(values, "dtype", object) != object:
+    if getattr(values, "dtype", np.dtype(object)) != np.dtype(object):
         return
     for value in values:
         try:

@@ -74,12 +74,13 @@ def check_chunks(path: Path) -> None:
     for name, array in incomplete.items():
         parent, _, own = name.rpartition("/")
         beside = {part for part in (*SPARSE, *CATEGORICAL) if f"{parent}/{part}" in declared}
+        is_column = "/" in parent and beside.issuperset(CATEGORICAL)
         fault = None
         if own in SPARSE and beside.issuperset(SPARSE):
             fault = _fault_of_sparse(path, parent, own)
-        elif own == "codes" and beside.issuperset(CATEGORICAL):
+        elif own == "codes" and is_column:
             fault = _fault_of_codes(path, parent)
-        elif name in indices or (own == "categories" and beside.issuperset(CATEGORICAL)):
+        elif name in indices or (own == "categories" and is_column):
             fault = _fault_of_names(array)
         elif len(array.shape) == 2 and (name in MATRICES or parent in ("layers", "obsm")):
             fault = _fault_of_dense(path, name, array)
@@ -181,7 +182,7 @@ def _arrays(path: Path) -> Iterator[tuple[str, _Array]]:
 
 
 def _array(folder: Path, declared: dict[str, Any]) -> _Array | None:
-    """What is declared of an array, unless it is none, or has no regular grid."""
+    """Describe an array, unless it is none, or has no regular grid."""
     grid, keys = (declared.get(key) or {} for key in ("chunk_grid", "chunk_key_encoding"))
     shape = declared.get("shape")
     chunks = declared.get("chunks") or (grid.get("configuration") or {}).get("chunk_shape")
