@@ -144,17 +144,19 @@ def _fault_of_dense(path: Path, name: str, array: _Array) -> str | None:
     return None
 
 
-def _read(path: Path, name: str) -> Any:
+def _open(path: Path) -> Any:
     import zarr
 
-    return zarr.open(str(path), mode="r")[name][:]
+    return zarr.open(str(path), mode="r")
+
+
+def _read(path: Path, name: str) -> Any:
+    return _open(path)[name][:]
 
 
 def _indices(path: Path) -> set[str]:
     """Arrays of the names of cells and genes."""
-    import zarr
-
-    store = zarr.open(str(path), mode="r")
+    store = _open(path)
     found = set()
     for table in ("obs", "var", "raw/var"):
         if table in store:
