@@ -65,5 +65,8 @@ def _call(
     if gpu is not None and not torch.cuda.is_initialized():  # a process keeps its first
         os.environ[VISIBLE] = gpu
     logging.disable()  # what libraries say of each run, the table says of all
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        return place, function(*job)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            return place, function(*job)
+    finally:
+        logging.disable(logging.NOTSET)
