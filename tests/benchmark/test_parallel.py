@@ -55,7 +55,7 @@ def test_a_table_made_in_parallel_is_that_of_one_run_after_the_other(
 
 def _told(place: int) -> dict[str, object]:
     """Return what a run in a process of its own finds there."""
-    print("said", place, file=sys.stderr)
+    sys.stderr.write(f"said {place}")
     logging.getLogger("lightning.fabric").error("logged")
     with own_threads():
         return {"pid": os.getpid(), "gpu": os.environ.get(VISIBLE), "threads": kernel_threads()}
