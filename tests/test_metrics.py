@@ -22,6 +22,7 @@ from sklearn.metrics import (
     normalized_mutual_info_score,
     silhouette_score,
 )
+from sklearn.neighbors import NearestNeighbors
 
 from dra_scvi import metrics
 from dra_scvi.metrics import _clustering, _input, _integration
@@ -275,6 +276,57 @@ def test_clustering_leaves_global_state_and_input_alone(method: str) -> None:
         metrics.clustering(embedding, labels, method=method)
     np.testing.assert_array_equal(embedding, before)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 5, 15])
+def test_purity_is_that_of_the_neighbours_of_scikit_learn(n_neighbors: int) -> None:
+    """Types of unequal size: the cell itself is the first neighbour, and is left out by hand."""
+    embedding, labels = blobs(n_per_type=60, distance=2.0)
+    embedding, labels = embedding[20:150], labels[20:150]
+    index = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(embedding)
+    neighbors = index.kneighbors(embedding, return_distance=False)
+    assert (neighbors[:, 0] == np.arange(130)).all()
+    own = (labels[neighbors[:, 1:]] == labels[:, None]).mean(axis=1)
+    expected = pd.Series(own).groupby(labels).mean().mean()
+    assert abs(expected - own.mean()) > 0.001
+    assert metrics.purity(embedding, labels, n_neighbors) == pytest.approx(expected, abs=1e-12)
+    if n_neighbors == 15:
+        assert metrics.purity(embedding, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_purity_counts_rare_types_as_much_as_common_ones() -> None:
+    embedding = np.concatenate([np.arange(90.0), 1000 + np.arange(10.0), [50.25, 60.25]])
+    labels = ["common"] * 100 + ["rare"] * 2
+    found = metrics.purity(embedding[:, None], labels, n_neighbors=1)
+    assert found == pytest.approx(0.48)  # 96 in 100, and none
+
+
+def test_purity_of_cells_in_one_place_leaves_each_out_itself() -> None:
+    embedding = np.zeros((4, 2))
+    assert metrics.purity(embedding, ["A", "B", "C", "D"], n_neighbors=3) == 0
+    assert metrics.purity(embedding, ["A", "A", "B", "B"]) == pytest.approx(1 / 3)
+
+
+def test_purity_of_few_cells_takes_all_others() -> None:
+    embedding, labels = blobs(n_per_type=3)
+    assert metrics.purity(embedding, labels) == pytest.approx(2 / 8)
+
+
+def test_purity_is_of_the_share_of_types_where_nothing_is_known() -> None:
+    noise = np.random.default_rng(0).normal(size=(3000, 2))
+    labels = np.repeat(["A", "B", "C"], [2400, 400, 200])
+    assert metrics.purity(noise, labels) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_purity_refuses_what_it_cannot_score() -> None:
+    with pytest.raises(ValueError, match="needs at least 2 cells"):
+        metrics.purity([[0.0]], ["A"])
+    with pytest.raises(ValueError, match="n_neighbors must be at least 1"):
+        metrics.purity([[0.0], [1.0]], ["A", "B"], n_neighbors=0)
+    with pytest.raises(ValueError, match="labels is missing"):
+        metrics.purity([[0.0], [1.0]], ["A", None])
+    with pytest.raises(ValueError, match="NaN or infinite values in 1 of 2"):
+        metrics.purity([[0.0], [np.nan]], ["A", "B"])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

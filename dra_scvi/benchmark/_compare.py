@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dra_scvi._argument_kinds import check_adata, check_number
 from dra_scvi.benchmark._cells import Cells, check_input, prepare
 from dra_scvi.benchmark._models import Contender, Embed, Task, resolve
-from dra_scvi.benchmark._parallel import check_ray, spread
+from dra_scvi.benchmark._parallel import spread
+from dra_scvi.benchmark._plan import Plan, check_rank
 from dra_scvi.benchmark._runs import _measure, _Measured, _scores
-from dra_scvi.benchmark._table import INTEGRATION, OK, Row, Table, frame
+from dra_scvi.benchmark._table import ALWAYS_SCORED, INTEGRATION, OK, Row, Table, frame
 from dra_scvi.metrics import _integration
 
 if TYPE_CHECKING:
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("dra_scvi")
-
-QUICK_CELLS = 1_000
-QUICK_EPOCHS = 50
-QUICK_N_LATENT = 10
 
 OnRow = Callable[[Mapping[str, Any], bool], None]
 _Job = tuple[Contender, int, int]  # model, dimensions, seed
@@ -60,10 +55,18 @@ def compare(
 ) -> pd.DataFrame:
     """Embed the same cells with several models, and score every embedding against known types.
 
-    Each model runs from raw counts with its own defaults: ``"pca"`` (principal components) and
-    ``"fa"`` (factor analysis), both of ln(1 + counts per 10,000); ``"scvi"``
-    (:class:`scvi.model.SCVI`), ``"ldvae"`` (:class:`scvi.model.LinearSCVI`) and ``"dra"``
-    (:class:`~dra_scvi.DRA`). Cells without counts in the genes compared on are left out.
+    Each model runs from raw counts with its own defaults, and cells without counts in the genes
+    compared on are left out. There are, of ln(1 + counts per 10,000),
+
+    - ``"pca"``, principal components, and ``"fa"``, factor analysis;
+    - ``"harmony"`` of 30 principal components, whatever `n_latent`; it needs `batch_key`;
+
+    and, of counts,
+
+    - ``"scvi"`` (:class:`scvi.model.SCVI`), and ``"scvi-short"``, for as many epochs as DRA;
+    - ``"ldvae"`` (:class:`scvi.model.LinearSCVI`);
+    - ``"drvi"`` and ``"jointembedding"`` (DRVI and JointEmbeddingSCVI of scvi-tools 1.5);
+    - ``"dra"`` (:class:`~dra_scvi.DRA`).
 
     Parameters
     ----------
@@ -72,8 +75,8 @@ def compare(
     label_key
         Column of ``adata.obs`` with known types, which no model sees.
     batch_key
-        Column of ``adata.obs`` with batches, which scVI, LDVAE and DRA integrate, and within
-        which variable genes are ranked. Embeddings are then also scored by
+        Column of ``adata.obs`` with batches, which all but PCA and factor analysis integrate, and
+        within which variable genes are ranked. Embeddings are then also scored by
         :func:`dra_scvi.metrics.integration`, where scib-metrics is installed.
     layer
         Layer that holds the counts; `None` for ``adata.X``.
@@ -87,7 +90,7 @@ def compare(
         Number of seeds, from 0, or the seeds themselves. Each seeds the model, the clusterings,
         and the draw of cells for the silhouette; PCA is computed once per k.
     max_epochs
-        Epochs of scVI, LDVAE and DRA; `None` for the default of each.
+        Epochs of the models of counts, all alike; `None` for the default of each.
     n_genes
         Number of most variable genes to keep, by ``seurat_v3``, or by variance of log-normalised
         counts where that fails; `None` for all.
@@ -96,7 +99,7 @@ def compare(
     output
         CSV file that is written after every run. The rows already there are kept, and not
         computed again where name, counts, labels, model, k, seed, epochs, defaults and versions
-        are the same; failed runs are tried again.
+        are the same; failed runs, and those that lack a score, are made again.
     overwrite
         Whether `output` may be replaced where it is no table of a comparison.
     quick
@@ -107,8 +110,7 @@ def compare(
     progress
         Whether to show a progress bar.
     parallel
-        Runs at a time, each in a process of one thread, with Ray (``pip install
-        "dra_scvi[tune]"``). `output` has the rows as they finish.
+        Runs at a time, each in a process of one thread. `output` has the rows as they finish.
     on_row
         Called with each row as it is there, and whether it was kept from `output`.
 
@@ -123,7 +125,9 @@ def compare(
     - ``nmi``, ``ari``, ``n_clusters``: k-means with as many clusters as types;
     - ``leiden_nmi``, ``leiden_ari``, ``leiden_n_clusters``: Leiden at the resolution that gives as
       many clusters as types, or nearly (:func:`dra_scvi.metrics.leiden_matched`);
-    - ``silhouette`` of the types, and ``integration_...`` with `batch_key`;
+    - ``leiden1_nmi``, ``leiden1_n_clusters``: Leiden at resolution 1, on the same graph;
+    - ``purity`` (:func:`dra_scvi.metrics.purity`) and ``silhouette`` of the types, and
+      ``integration_...`` with `batch_key`;
     - ``epochs`` trained; ``seconds`` and ``cpu_seconds`` (of all threads) from counts to
       embedding, imports and compilation included the first time in a process;
     - ``peak_memory_mb``: greatest resident memory of the whole process in that time, libraries
@@ -138,12 +142,13 @@ def compare(
     KeyError
         When a column or the layer does not exist.
     ValueError
-        When a model is not known, a number is out of range, a label is missing, there are fewer
-        than two types, or the counts are not raw (:class:`~dra_scvi.InvalidCountsError`).
+        When a model is not known or takes batches and there are none, a number is out of range, a
+        label is missing, there are fewer than two types, or the counts are not raw
+        (:class:`~dra_scvi.InvalidCountsError`).
     FileExistsError
         When `output` is no table of a comparison.
     ImportError
-        When `parallel` is more than 1 and Ray is not installed.
+        When a model takes a library, or a version of scvi-tools, that is not installed.
 
     Examples
     --------
@@ -157,13 +162,15 @@ def compare(
     """
     check_adata(adata)
     _check_kinds(label_key=label_key, batch_key=batch_key, layer=layer)
-    check_ray(parallel)
+    check_number(parallel, "parallel", least=1)
     contenders = resolve(models)
-    plan = _Plan.checked(n_latent, seeds, max_epochs, quick)
+    for contender in contenders:
+        contender.check(batch_key)
+    plan = Plan.checked(n_latent, seeds, max_epochs, quick)
     table = Table(output, overwrite)
     check_input(adata, label_key, batch_key, layer)
     cells = prepare(adata, label_key, batch_key, layer, n_genes, plan.max_cells, name)
-    _check_rank(contenders, plan, cells)
+    check_rank(contenders, plan, cells)
     facts = {"dataset": name, "label_key": label_key, "batch_key": batch_key, "quick": quick}
     comparison = _Comparison(cells, plan, table, facts, accelerator, _scores_integration(cells))
     jobs = [(c, k, seed) for seed in plan.seeds for k in plan.n_latent for c in contenders]
@@ -177,69 +184,11 @@ def compare(
     return frame(rows)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Which runs are to be made."""
-
-    n_latent: tuple[int, ...]
-    seeds: tuple[int, ...]
-    max_epochs: int | None
-    max_cells: int | None
-
-    @classmethod
-    def checked(
-        cls,
-        n_latent: int | Sequence[int],
-        seeds: int | Sequence[int],
-        max_epochs: int | None,
-        quick: bool,
-    ) -> _Plan:
-        dims = _listed("n_latent", n_latent)
-        drawn = _listed("seeds", seeds)
-        if isinstance(seeds, int | np.integer):
-            check_number(seeds, "seeds", least=1)
-            drawn = list(range(seeds))
-        _check_numbers("n_latent", dims, least=1)
-        _check_numbers("seeds", drawn, least=0)
-        if max_epochs is not None:
-            _check_numbers("max_epochs", [max_epochs], least=1)
-        if quick:
-            return cls((QUICK_N_LATENT,), (int(drawn[0]),), QUICK_EPOCHS, QUICK_CELLS)
-        return cls(tuple(map(int, dims)), tuple(map(int, drawn)), max_epochs, None)
-
-
 def _check_kinds(**names: Any) -> None:
     """Refuse columns and lists where the name of a column or layer is wanted."""
     for argument, name in names.items():
         if not (isinstance(name, str) or (name is None and argument != "label_key")):
             raise TypeError(f"{argument} takes one name, not {type(name).__name__}")
-
-
-def _listed(argument: str, values: Any) -> list[Any]:
-    """Make a list of one number or several."""
-    if isinstance(values, int | np.integer):
-        return [values]
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{argument} takes a whole number or a list of them, not {values!r}")
-    return list(values)
-
-
-def _check_numbers(argument: str, values: Sequence[Any], least: int) -> None:
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{argument} must name at least one number, and none twice.")
-    for value in values:
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{argument} takes whole numbers from {least}, not {value!r}.")
-
-
-def _check_rank(contenders: Sequence[Contender], plan: _Plan, cells: Cells) -> None:
-    """Refuse dimensions that linear models cannot have, before any of them runs."""
-    limit = min(cells.counts.shape)
-    if max(plan.n_latent) >= limit and any(c.is_linear for c in contenders):
-        raise ValueError(
-            f"n_latent={max(plan.n_latent)}: PCA and factor analysis of {cells.counts.n_obs} "
-            f"cells and {cells.counts.n_vars} genes have fewer than {limit} dimensions."
-        )
 
 
 def _scores_integration(cells: Cells) -> bool:
@@ -260,7 +209,7 @@ class _Comparison:
     """Makes the rows of one data set, of which those in the table are kept."""
 
     cells: Cells
-    plan: _Plan
+    plan: Plan
     table: Table
     facts: Row
     accelerator: str
@@ -293,8 +242,15 @@ class _Comparison:
     def _kept(self, job: _Job) -> Row | None:
         """Return the row of a job that is in the table, whole."""
         kept = self.table.find(self._description(*job))
-        lacks = kept is not None and self.scores_integration and self._lacks_integration(kept)
-        return None if lacks else kept
+        missing = [] if kept is None else [name for name in self._scored if kept.get(name) is None]
+        if missing:
+            logger.info("%s is made again: the table lacks %s", self._title(job), missing[0])
+        return None if missing else kept
+
+    @property
+    def _scored(self) -> tuple[str, ...]:
+        """Scores that every run has; older tables, or those without scib-metrics, lack some."""
+        return (*ALWAYS_SCORED, *[f"integration_{INTEGRATION[-1]}"] * self.scores_integration)
 
     def _add(self, job: _Job, result: Row) -> Row:
         row = {**self._description(*job), **result}
@@ -308,10 +264,6 @@ class _Comparison:
             n_latent, seed, self.facts["batch_key"], self.plan.max_epochs, self.accelerator
         )
         return self._result(self._measure(contender, task), seed)
-
-    @staticmethod
-    def _lacks_integration(row: Row) -> bool:
-        return row[f"integration_{INTEGRATION[-1]}"] is None
 
     def _description(self, contender: Contender, n_latent: int, seed: int) -> Row:
         """Name what is known of a row before it is computed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import inspect
 import json
 import logging
@@ -31,6 +32,7 @@ __all__ = ["BUILT_IN", "Contender", "Embedded", "Task", "resolve"]
 Embed = Callable[["AnnData", int, int], "ArrayLike"]
 
 DIGEST_BYTES = 6
+HARMONY_COMPONENTS = 30
 TALKATIVE = ("lightning.pytorch", "lightning.fabric", "scvi", "dra_scvi")
 
 
@@ -70,6 +72,8 @@ class Contender:
         Whether the number of epochs can be set.
     facts
         From cells and dimensions to what else decides the embedding: defaults and versions.
+    needs
+        From its name and the name of the batches to an error where it cannot run.
     """
 
     name: str
@@ -78,6 +82,24 @@ class Contender:
     is_deterministic: bool = False
     takes_epochs: bool = False
     facts: Callable[[Cells, int], Mapping[str, Any]] = lambda cells, n_latent: {}
+    needs: Callable[[str, str | None], None] = lambda name, batch_key: None
+
+    def check(self, batch_key: str | None) -> None:
+        """Check, before any work, that the model can run here.
+
+        Parameters
+        ----------
+        batch_key
+            Column with batches, or None.
+
+        Raises
+        ------
+        ImportError
+            When a library is missing, or too old.
+        ValueError
+            When the model takes batches and there are none.
+        """
+        self.needs(self.name, batch_key)
 
     def settings(self, cells: Cells, n_latent: int) -> str:
         """Digest what decides the embedding besides the task.
@@ -158,20 +180,65 @@ def _fa(counts: AnnData, task: Task) -> Embedded:
     return Embedded(model.fit_transform(log_normalised(counts).X.toarray()))
 
 
-def _upstream(name: str, counts: AnnData, task: Task) -> Embedded:
-    """Train a model of scvi-tools as its defaults say."""
-    import scvi
+def _harmony(counts: AnnData, task: Task) -> Embedded:
+    """Integrate principal components, whose number is Harmony's own whatever was asked for."""
+    import harmonypy
+    import scanpy as sc
 
+    logs = log_normalised(counts)
+    n_comps = min(HARMONY_COMPONENTS, min(logs.shape) - 1)
+    sc.pp.pca(logs, n_comps=n_comps, svd_solver="arpack", random_state=0)
+    harmony = harmonypy.run_harmony(
+        logs.obsm["X_pca"], logs.obs, [task.batch_key], random_state=task.seed, verbose=False
+    )
+    return Embedded(harmony.Z_corr)
+
+
+def _harmony_needs(name: str, batch_key: str | None) -> None:
+    if batch_key is None:
+        raise ValueError(
+            f"model {name!r} integrates batches: name their column with batch_key, or leave the "
+            "model out."
+        )
+    if importlib.util.find_spec("harmonypy") is None:
+        raise ImportError(f'model {name!r} needs harmonypy: pip install "dra_scvi[scib]"')
+
+
+def _upstream(name: str, counts: AnnData, task: Task, is_short: bool = False) -> Embedded:
+    """Train a model of scvi-tools as its defaults say, or for as many epochs as DRA."""
     from dra_scvi import tl
 
-    model_cls = getattr(scvi.model, name)
+    model_cls = _upstream_class(name)
+    max_epochs = task.max_epochs
+    if is_short and max_epochs is None:
+        n_batch = 1 if task.batch_key is None else counts.obs[task.batch_key].nunique()
+        max_epochs = _dra_epochs(counts.n_obs, task.n_latent, n_batch)
     with tl._seeded(task.seed), _quiet():
         model_cls.setup_anndata(counts, batch_key=task.batch_key)
         model = model_cls(counts, n_latent=task.n_latent)
-        model.train(
-            max_epochs=task.max_epochs, accelerator=task.accelerator, enable_progress_bar=False
-        )
+        model.train(max_epochs=max_epochs, accelerator=task.accelerator, enable_progress_bar=False)
         return Embedded(model.get_latent_representation(), model.trainer.max_epochs)
+
+
+def _upstream_class(name: str) -> Any:
+    import scvi
+
+    return getattr(scvi.model, name, None) or getattr(scvi.external, name, None)
+
+
+def _upstream_needs(of: str, name: str, batch_key: str | None) -> None:
+    if _upstream_class(of) is None:
+        raise ImportError(
+            f"model {name!r} needs scvi-tools 1.5 or later, which has scvi.external.{of}, and "
+            f"Python 3.12; this is scvi-tools {version('scvi-tools')}: "
+            'pip install "scvi-tools>=1.5"'
+        )
+
+
+def _dra_epochs(n_obs: int, n_latent: int, n_batch: int) -> int:
+    from dra_scvi._model.epochs import default_max_epochs
+
+    return default_max_epochs(n_obs, n_latent=n_latent, n_batch=n_batch)
 
 
 def _dra(counts: AnnData, task: Task) -> Embedded:
@@ -203,19 +270,26 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _upstream_facts(name: str, cells: Cells, n_latent: int) -> dict[str, Any]:
-    import scvi
-
-    return _facts(getattr(scvi.model, name))
+def _upstream_facts(
+    name: str, cells: Cells, n_latent: int, is_short: bool = False
+) -> dict[str, Any]:
+    epochs = {"epochs": _epochs(cells, n_latent)} if is_short else {}
+    return {**_facts(_upstream_class(name)), **epochs}
 
 
 def _dra_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
     from dra_scvi._model.dra import DRA
-    from dra_scvi._model.epochs import default_max_epochs
 
-    n_obs, n_batch = cells.counts.n_obs, cells.n_batches
-    epochs = default_max_epochs(n_obs, n_latent=n_latent, n_batch=n_batch)
+    epochs = _epochs(cells, n_latent)
     return {**_facts(DRA), "dra_scvi": version("dra_scvi"), "epochs": epochs}
+
+
+def _epochs(cells: Cells, n_latent: int) -> int:
+    return _dra_epochs(cells.counts.n_obs, n_latent, cells.n_batches)
+
+
+def _harmony_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
+    return {"harmonypy": version("harmonypy"), "components": HARMONY_COMPONENTS}
 
 
 def _facts(model_cls: Any) -> dict[str, Any]:
@@ -234,18 +308,23 @@ def _defaults(of: Any, of_class: bool = True) -> dict[str, str]:
     return {p.name: repr(p.default) for p in parameters if p.default is not p.empty}
 
 
+def _of_scvi_tools(name: str, **options: Any) -> dict[str, Any]:
+    return {
+        "embed": partial(_upstream, name, **options),
+        "takes_epochs": True,
+        "facts": partial(_upstream_facts, name, **options),
+        "needs": partial(_upstream_needs, name),
+    }
+
+
 BUILT_IN: dict[str, dict[str, Any]] = {
     "pca": {"embed": _pca, "is_linear": True, "is_deterministic": True},
     "fa": {"embed": _fa, "is_linear": True},
-    "scvi": {
-        "embed": partial(_upstream, "SCVI"),
-        "takes_epochs": True,
-        "facts": partial(_upstream_facts, "SCVI"),
-    },
-    "ldvae": {
-        "embed": partial(_upstream, "LinearSCVI"),
-        "takes_epochs": True,
-        "facts": partial(_upstream_facts, "LinearSCVI"),
-    },
+    "harmony": {"embed": _harmony, "facts": _harmony_facts, "needs": _harmony_needs},
+    "scvi": _of_scvi_tools("SCVI"),
+    "scvi-short": _of_scvi_tools("SCVI", is_short=True),
+    "ldvae": _of_scvi_tools("LinearSCVI"),
+    "drvi": _of_scvi_tools("DRVI"),
+    "jointembedding": _of_scvi_tools("JointEmbeddingSCVI"),
     "dra": {"embed": _dra, "takes_epochs": True, "facts": _dra_facts},
 }

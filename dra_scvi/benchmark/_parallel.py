@@ -1,40 +1,18 @@
-"""Independent runs spread over processes with Ray."""
+"""Independent runs spread over processes of this machine."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["check_ray", "spread"]
+__all__ = ["spread"]
 
-
-def check_ray(n_processes: int) -> None:
-    """Check that several processes can be had.
-
-    Parameters
-    ----------
-    n_processes
-        How many are wanted.
-
-    Raises
-    ------
-    ValueError
-        When it is no positive number.
-    ImportError
-        When it is more than one, and Ray is not installed.
-
-    Examples
-    --------
-    >>> check_ray(1)
-    """
-    if n_processes < 1:
-        raise ValueError(f"parallel takes whole numbers from 1, not {n_processes}.")
-    if n_processes > 1 and importlib.util.find_spec("ray") is None:
-        raise ImportError('several runs at a time need Ray: pip install "dra_scvi[tune]".')
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def spread(
@@ -42,13 +20,12 @@ def spread(
 ) -> Iterator[tuple[int, Any]]:
     """Call a function for each of some jobs, so many at a time, in processes of their own.
 
-    Processes have one thread each, and an equal part of the GPUs that there are. A cluster of Ray
-    that is connected to is used; otherwise one is started on this machine, and stopped at the end.
+    Processes have one thread each, and take turns at the GPUs that there are.
 
     Parameters
     ----------
     function
-        What to call; errors that it raises come out here.
+        What to call; errors that it raises come out here, and end the other calls.
     jobs
         Its arguments.
     n_processes
@@ -58,29 +35,38 @@ def spread(
     ------
     Place of a job among the jobs, and what came of it, as they finish.
     """
-    import ray
+    from joblib import Parallel, delayed, parallel_config
+
+    gpus = _gpus()
+    calls = (
+        delayed(_call)(function, job, place, gpus[place % n_processes % len(gpus)])
+        for place, job in enumerate(jobs)
+    )
+    with parallel_config("loky", inner_max_num_threads=1):
+        pool = Parallel(n_processes, return_as="generator_unordered", max_nbytes=None)
+    yield from pool(calls)
+
+
+def _gpus() -> list[str | None]:
+    """Name the GPUs that processes may see, or None, alone, where there is no choice."""
     import torch
 
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(
-            num_cpus=n_processes,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    named = os.environ.get(VISIBLE, "").split(",") if os.environ.get(VISIBLE) else None
+    n_gpus = torch.cuda.device_count()
+    names = named or [str(index) for index in range(n_gpus)]
+    return [*names[:n_gpus]] if n_gpus > 1 else [None]
+
+
+def _call(
+    function: Callable[..., Any], job: tuple[Any, ...], place: int, gpu: str | None
+) -> tuple[int, Any]:
+    import torch
+
+    if gpu is not None and not torch.cuda.is_initialized():  # a process keeps its first
+        os.environ[VISIBLE] = gpu
+    logging.disable()  # what libraries say of each run, the table says of all
     try:
-        gpus = torch.cuda.device_count() / n_processes
-        task = ray.remote(num_cpus=1, num_gpus=gpus)(_call)
-        shared = ray.put(function)
-        places = {task.remote(shared, job): place for place, job in enumerate(jobs)}
-        while places:
-            (done,), _ = ray.wait(list(places))
-            yield places.pop(done), ray.get(done)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            return place, function(*job)
     finally:
-        if is_ours:
-            ray.shutdown()
-
-
-def _call(function: Callable[..., Any], job: tuple[Any, ...]) -> Any:
-    return function(*job)
+        logging.disable(logging.NOTSET)

@@ -13,6 +13,7 @@ from dra_scvi import metrics
 from dra_scvi._exceptions import TrainingInterruptedError
 from dra_scvi._threads import own_threads
 from dra_scvi.benchmark._table import INTEGRATION, OK, Row
+from dra_scvi.metrics import _clustering, _input
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +73,9 @@ def _scores(points: NDArray[Any], cells: Cells, seed: int, with_integration: boo
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     kmeans = metrics.clustering(points, cells.labels, "kmeans", seed=seed)
-    found = metrics.leiden_matched(points, cells.n_types, seed=seed)
+    graph = _clustering._neighbor_graph(_input._checked_embedding(points), seed)
+    found = _clustering._matched(graph, cells.n_types, seed)
+    fixed = _clustering._leiden(graph, 1.0, seed)
     scores: Row = {
         "nmi": kmeans["nmi"],
         "ari": kmeans["ari"],
@@ -81,6 +84,9 @@ def _scores(points: NDArray[Any], cells: Cells, seed: int, with_integration: boo
         "leiden_nmi": float(normalized_mutual_info_score(cells.labels, found)),
         "leiden_ari": float(adjusted_rand_score(cells.labels, found)),
         "leiden_n_clusters": len(np.unique(found)),
+        "leiden1_nmi": float(normalized_mutual_info_score(cells.labels, fixed)),
+        "leiden1_n_clusters": len(np.unique(fixed)),
+        "purity": metrics.purity(points, cells.labels),
     }
     if with_integration and cells.batches is not None:
         integration = metrics.integration(

@@ -1,4 +1,4 @@
-"""Paired differences between models over data sets, dimensions and seeds, as pure functions."""
+"""Paired differences between models, their means and intervals, as pure functions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dra_scvi._argument_kinds import check_table as check_kind
 from dra_scvi._data.keys import unknown_key
+from dra_scvi.benchmark._pairs import (
+    BASELINES,
+    CELL,
+    MEANS,
+    MEASURES,
+    TITLES,
+    check_table,
+    pairs,
+)
+from dra_scvi.benchmark._ranks import ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASELINES",
+    "MEASURES",
     "TITLES",
     "check_table",
     "interval",
@@ -25,11 +35,6 @@ __all__ = [
     "summary",
 ]
 
-BASELINES = ("pca", "fa", "scvi", "ldvae")
-TITLES = {"pca": "PCA", "fa": "FA", "scvi": "scVI", "ldvae": "LDVAE", "dra": "DRA"}
-CELL = ["dataset", "n_latent"]
-PAIR = [*CELL, "seed"]
-MEANS = ("nmi", "ari", "leiden_nmi", "leiden_ari", "silhouette", "seconds")
 QUANTILES = (0.025, 0.975)
 N_RESAMPLES = 2_000
 TIE = 1e-9  # scores that differ by less are equal but for rounding
@@ -38,7 +43,7 @@ TIE = 1e-9  # scores that differ by less are equal but for rounding
 def summary(
     table: pd.DataFrame,
     baseline: str | None = None,
-    metric: str = "nmi",
+    metric: str | Sequence[str] | None = "nmi",
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -52,10 +57,11 @@ def summary(
     table
         Rows as :func:`dra_scvi.benchmark.compare` returns them, of any number of data sets.
     baseline
-        Model that the others are compared with. By default the one among PCA, factor analysis,
-        scVI and LDVAE whose mean is highest over the cells that all of them have.
+        Model that the others are compared with. By default the built-in one, DRA left out, whose
+        mean of `metric` is highest over the cells that all of them have.
     metric
-        Column that is compared; higher is better.
+        Column that is compared; higher is better. Or several, or `None` for all measures that the
+        table has, for a row per column and model.
     n_resamples
         Resamples of the bootstrap.
     seed
@@ -65,10 +71,13 @@ def summary(
     -------
     One row per model, in the order of the table, with
 
+    - ``metric``, where there may be several;
     - ``n_runs``, ``n_failed``: rows, and those among them without a finite `metric`;
-    - ``nmi``, ``ari``, ``leiden_nmi``, ``leiden_ari``, ``silhouette``, ``seconds``, and `metric`:
+    - ``nmi``, ``ari``, ``leiden_nmi``, ``leiden_ari``, ``leiden1_nmi``, ``purity``,
+      ``silhouette``, ``integration_total``, ``leiden1_n_clusters``, ``seconds``, and `metric`:
       mean over cells;
     - ``sd``: standard deviation of `metric` over seeds, mean over the cells with several;
+    - ``rank``, ``n_first``, ``n_ranked``: over measures, see :func:`ranks`;
     - ``baseline``, ``n_pairs``: what it is compared with, and on how many pairs;
     - ``difference``: model minus baseline, mean over cells;
     - ``low``, ``high``: its 95% interval, from a bootstrap that draws data sets and then, within
@@ -103,10 +112,15 @@ def summary(
     >>> [round(float(dra[name]), 3) for name in ("difference", "low", "high", "ahead")]
     [0.04, 0.03, 0.05, 1.0]
     """
+    if not isinstance(metric, str):
+        names = _measured(table) if metric is None else metric
+        parts = [summary(table, baseline, name, n_resamples, seed) for name in names]
+        return pd.concat(parts, keys=names, names=["metric", None]).reset_index("metric")
     check_table(table, metric)
     models = list(dict.fromkeys(table["model"]))
     if not models:
         raise ValueError("the table has no rows: nothing to compare.")
+    ranked = ranks(table).set_index("model")[["rank", "n_first", "n_ranked"]].to_dict("index")
     if baseline is None:
         baseline = strongest_baseline(table, metric)
     elif baseline not in models:
@@ -114,12 +128,17 @@ def summary(
     rows = []
     for model in models:
         row = {"model": model, **_means(table[table["model"] == model], metric)}
-        row["baseline"] = baseline
+        row |= {**ranked[model], "baseline": baseline}
         if model != baseline:
             row |= _difference(pairs(table, model, baseline, metric), n_resamples, seed)._asdict()
         rows.append(row)
     columns = [*rows[0], *(name for name in _Difference._fields if name not in rows[0])]
     return pd.DataFrame(rows, columns=columns).astype({"n_pairs": "Int64"})
+
+
+def _measured(table: pd.DataFrame) -> list[str]:
+    """Name the measures that the table has; k-means' where all runs failed."""
+    return [name for name in MEASURES if name in table and table[name].notna().any()] or ["nmi"]
 
 
 def strongest_baseline(table: pd.DataFrame, metric: str = "nmi") -> str:
@@ -143,37 +162,6 @@ def strongest_baseline(table: pd.DataFrame, metric: str = "nmi") -> str:
     scores = chosen.pivot_table(index=CELL, columns="model", values=metric, dropna=False)
     means = scores.dropna().mean() if len(scores.dropna()) else scores.mean()
     return str(means.idxmax()) if means.notna().any() else str(chosen["model"].iloc[0])
-
-
-def pairs(table: pd.DataFrame, model: str, baseline: str, metric: str = "nmi") -> pd.DataFrame:
-    """Subtract a baseline from a model, pair by pair.
-
-    Parameters
-    ----------
-    table
-        Rows of a comparison.
-    model, baseline
-        Names in the column ``model``.
-    metric
-        Column that is compared.
-
-    Returns
-    -------
-    ``dataset``, ``n_latent``, ``seed`` and ``difference``, for the pairs in which both are finite.
-
-    Examples
-    --------
-    >>> rows = pd.DataFrame({"model": ["pca", "dra"], "nmi": [0.5, 0.75]})
-    >>> rows = rows.assign(dataset="a", n_latent=2, seed=0)
-    >>> pairs(rows, "dra", "pca")["difference"].tolist()
-    [0.25]
-    """
-    one, other = (
-        table.loc[table["model"] == name, [*PAIR, metric]].set_index(PAIR)[metric]
-        for name in (model, baseline)
-    )
-    difference = one.astype(float).sub(other.astype(float)).dropna()
-    return difference.rename("difference").reset_index()
 
 
 def interval(
@@ -211,50 +199,6 @@ def interval(
     return float(low), float(high)
 
 
-def check_table(table: pd.DataFrame, metric: str) -> None:
-    """Check that rows can be paired.
-
-    Parameters
-    ----------
-    table
-        Rows of a comparison.
-    metric
-        Column that will be compared.
-
-    Raises
-    ------
-    TypeError
-        When it is no table.
-    KeyError
-        When there is no such column.
-    ValueError
-        When a column is missing, or two rows are of the same model, data set, k and seed.
-
-    Examples
-    --------
-    >>> check_table(pd.DataFrame({"model": ["dra"]}), "nmi")
-    Traceback (most recent call last):
-    ...
-    ValueError: not a table of benchmark.compare: the columns dataset, n_latent, seed are missing.
-    """
-    check_kind(table)
-    missing = [name for name in ("model", *PAIR) if name not in table]
-    if missing:
-        raise ValueError(
-            f"not a table of benchmark.compare: the columns {', '.join(missing)} are missing."
-        )
-    if metric not in table:
-        raise KeyError(unknown_key("metric", metric, "a column of the table", table.columns))
-    repeated = table.duplicated(["model", *PAIR])
-    if repeated.any():
-        row = table[repeated].iloc[0]
-        raise ValueError(
-            f"the table has several rows for {row['model']} on {row['dataset']!r}, "
-            f"k={row['n_latent']}, seed {row['seed']}: other data, epochs or versions of the same "
-            "name. Select those that belong together, such as table[table['fingerprint'] == ...]."
-        )
-
-
 class _Difference(NamedTuple):
     n_pairs: int
     difference: float
@@ -280,6 +224,9 @@ def _difference(differences: pd.DataFrame, n_resamples: int, seed: int) -> _Diff
 def _means(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Summarise the rows of one model."""
     names = [name for name in dict.fromkeys((*MEANS, metric)) if name in rows]
+    rows = rows.astype(
+        dict.fromkeys(names, float)
+    )  # whole numbers that may be missing have no NaN
     cells = rows.groupby(CELL)[names]
     spread = rows.groupby(CELL)[metric].std()
     return {

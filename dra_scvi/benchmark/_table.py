@@ -15,7 +15,7 @@ from dra_scvi._outputs.files import atomic_path, check_output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["COLUMNS", "INTEGRATION", "OK", "Table", "frame"]
+__all__ = ["ALWAYS_SCORED", "COLUMNS", "INTEGRATION", "OK", "Table", "frame"]
 
 OK = "ok"
 INTEGRATION = (
@@ -55,6 +55,9 @@ COLUMNS: dict[str, str] = {
     "leiden_nmi": "float64",
     "leiden_ari": "float64",
     "leiden_n_clusters": "Int64",
+    "leiden1_nmi": "float64",
+    "leiden1_n_clusters": "Int64",
+    "purity": "float64",
     "silhouette": "float64",
     **{f"integration_{name}": "float64" for name in INTEGRATION},
     "epochs": "Int64",
@@ -67,6 +70,9 @@ COLUMNS: dict[str, str] = {
     "settings": "text",
     "fingerprint": "text",
 }
+
+# What every finished run has been given; tables of earlier versions lack some.
+ALWAYS_SCORED = ("nmi", "leiden_nmi", "leiden1_nmi", "purity")
 
 # What tells one run from another.
 IDENTITY = (

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dra_scvi.cli._config import CommaSeparated, Numbers
+from dra_scvi.cli._errors import in_options
 from dra_scvi.cli._paths import FileName, to_write
 from dra_scvi.cli._remarks import remark
 from dra_scvi.cli._result import Result
 from dra_scvi.cli._session import PATH, Common, command, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -25,12 +26,11 @@ __all__ = ["benchmark"]
 MODELS = "pca,scvi,dra"
 N_LATENT = "2,10,20"
 SEEDS = 5
-MEANS = {
-    "nmi": "NMI",
-    "sd": "sd",
-    "ari": "ARI",
-    "leiden_nmi": "Leiden NMI",
-    "leiden_ari": "Leiden ARI",
+OTHERS = {  # means besides those of the measures
+    "leiden1_n_clusters": "clusters (Leiden 1)",
+    "rank": "mean rank",
+    "n_first": "first in measures",
+    "sd": "sd of NMI (k-means)",
     "seconds": "seconds",
 }
 PAIRED = "Differences, paired by data set, dimensions and seed"
@@ -93,12 +93,14 @@ class BenchmarkRequest:
             if self.quick and getattr(self, name) is not None:
                 option = name.replace("_", "-")
                 raise click.UsageError(f"--quick sets --{option}: leave one of them out.")
-        from dra_scvi.benchmark._parallel import check_ray
+        from dra_scvi.benchmark._models import resolve
 
         try:
-            check_ray(self.parallel)
-        except ImportError as error:
-            raise click.UsageError(f"--parallel {self.parallel}: {error}") from error
+            for model in resolve(self.models):
+                model.check(self.batch_key)
+        except (ImportError, ValueError) as error:
+            command = click.get_current_context().command
+            raise click.UsageError(in_options(str(error), [command])) from error
         names = [self.name(path) for path in self.input_paths]
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated is not None:
@@ -140,7 +142,8 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     type=Models(),
     default=MODELS,
     show_default=True,
-    help="Among pca, fa (factor analysis), scvi, ldvae, dra.",
+    help="Among pca, fa (factor analysis), harmony (with --batch-key), scvi, scvi-short (as many "
+    "epochs as dra), ldvae, drvi and jointembedding (scvi-tools 1.5), dra.",
 )
 @click.option(
     "--n-latent", type=Dimensions(), help=f"Dimensions of the embeddings; default: {N_LATENT}."
@@ -151,9 +154,7 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     help=f"Number of seeds, counted from --seed; default: {SEEDS}.",
 )
 @click.option("--n-genes", type=click.IntRange(min=1), help="Most variable genes to keep.")
-@click.option(
-    "--max-epochs", type=click.IntRange(min=1), help="Epochs of scvi, ldvae and dra alike."
-)
+@click.option("--max-epochs", type=click.IntRange(min=1), help="Epochs of all that train, alike.")
 @click.option(
     "--quick",
     is_flag=True,
@@ -164,7 +165,7 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Runs at a time, each in a process of one thread; more than 1 need Ray.",
+    help="Runs at a time, each in a process of one thread.",
 )
 @click.option(
     "--output",
@@ -281,9 +282,9 @@ def _result(table: pd.DataFrame, request: BenchmarkRequest, common: Common) -> R
         "runs": _records(table),
         "summary": _records(summaries),
     }
-    means = [_mean_row(row) for row in _records(summaries.drop_duplicates("model"))]
+    means = _mean_rows(_records(summaries.drop_duplicates("model")))
     differences = [
-        _difference_row(row) for row in _records(summaries) if row["model"] != row["baseline"]
+        _difference_row(row) for row in _records(summaries) if _is_shown(row, summaries)
     ]
     again = [(PAIRED, differences)] if differences else []
     return Result(figures, _title(table, request.quick), means, again)
@@ -295,16 +296,19 @@ def _summaries(table: pd.DataFrame) -> pd.DataFrame:
 
     from dra_scvi import benchmark as job
 
-    parts = []
-    for metric in ("nmi", "integration_total"):
-        if table[metric].isna().all() and metric != "nmi":
-            continue
-        strongest = job.summary(table, metric=metric).assign(metric=metric)
-        parts.append(strongest)
-        if {"scvi", "dra"} <= set(table["model"]) and "scvi" not in set(strongest["baseline"]):
-            other = job.summary(table, "scvi", metric).assign(metric=metric)
-            parts.append(other[other["model"] == "dra"])
-    return pd.concat(parts, ignore_index=True)
+    strongest = job.summary(table, metric=None)
+    if not {"scvi", "dra"} <= set(table["model"]):
+        return strongest
+    other = job.summary(table, "scvi", metric=None)
+    is_new = (other["model"] == "dra") & (strongest["baseline"] != "scvi")
+    both = pd.concat([strongest, other[is_new]])
+    return both.sort_values("metric", kind="stable", key=lambda names: names.map(_place))
+
+
+def _place(measure: str) -> int:
+    from dra_scvi.benchmark._pairs import MEASURES
+
+    return list(MEASURES).index(measure)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -327,25 +331,40 @@ def _title(table: pd.DataFrame, quick: bool) -> str:
     return f"Agreement with labels, mean over {runs}"
 
 
-def _mean_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    from dra_scvi.benchmark._statistics import TITLES
+def _mean_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put measures below each other, and models, of which there are fewer, side by side."""
+    from dra_scvi.benchmark._pairs import MEASURES
 
-    shown = {"model": TITLES.get(row["model"], row["model"])}
-    shown |= {title: row[name] for name, title in MEANS.items()}
-    if row["n_failed"]:
-        shown["model"] += f" ({row['n_failed']} failed)"
-    return shown
+    names = {**MEASURES, **OTHERS}
+    means = []
+    for name, title in names.items():
+        if any(row.get(name) is not None for row in rows):
+            means.append({"": title, **{_column(row): row[name] for row in rows}})
+    return means
+
+
+def _column(row: Mapping[str, Any]) -> str:
+    from dra_scvi.benchmark._pairs import TITLES
+
+    failed = f" ({row['n_failed']} failed)" if row["n_failed"] else ""
+    return TITLES.get(row["model"], row["model"]) + failed
+
+
+def _is_shown(row: Mapping[str, Any], summaries: pd.DataFrame) -> bool:
+    """Whether a difference is one of DR-A, where there is that; JSON has the others as well."""
+    is_main = row["model"] == "dra" or "dra" not in set(summaries["model"])
+    return is_main and row["model"] != row["baseline"]
 
 
 def _difference_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    from dra_scvi.benchmark._statistics import TITLES
+    from dra_scvi.benchmark._pairs import MEASURES, TITLES
 
     first, second = (TITLES.get(row[name], row[name]) for name in ("model", "baseline"))
     bounds = [row["low"], row["high"]]
     return {
-        "score": "NMI" if row["metric"] == "nmi" else "integration",
+        "score": MEASURES[row["metric"]],
         "models": f"{first} - {second}",
-        "difference": _signed(row["difference"]),
+        "mean": _signed(row["difference"]),
         "95% interval": "-" if None in bounds else " to ".join(map(_signed, bounds)),
         "ahead": "-" if row["ahead"] is None else f"{row['ahead']:.0%}",
         "worst": _signed(row["worst"]),

@@ -1,12 +1,13 @@
 """Scores of an embedding against known labels and batches, as pure functions.
 
-The arithmetic is that of scikit-learn (partitions, silhouette), scanpy (Leiden) and scib-metrics
-(integration); this file owns the input checks and the choice of settings.
+The arithmetic is that of scikit-learn (partitions, silhouette, neighbours), scanpy (Leiden) and
+scib-metrics (integration); this file owns the input checks and the choice of settings.
 """
 
 from __future__ import annotations
 
 from dra_scvi.metrics._clustering import cluster, clustering, leiden_matched
 from dra_scvi.metrics._integration import integration
+from dra_scvi.metrics._neighbors import purity
 
-__all__ = ["cluster", "clustering", "integration", "leiden_matched"]
+__all__ = ["cluster", "clustering", "integration", "leiden_matched", "purity"]

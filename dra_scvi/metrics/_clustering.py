@@ -13,8 +13,6 @@ from dra_scvi.metrics._input import _checked_embedding, _label_codes, _n_distinc
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
-_BIO_WEIGHT, _BATCH_WEIGHT = 0.6, 0.4
-
 
 Method = Literal["kmeans", "leiden"]
 
@@ -202,7 +200,11 @@ def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDAr
     """
     check_number(n_clusters, "n_clusters", least=1)
     check_number(seed, "seed", least=0)
-    graph = _neighbor_graph(_checked_embedding(embedding), seed)
+    return _matched(_neighbor_graph(_checked_embedding(embedding), seed), n_clusters, seed)
+
+
+def _matched(graph: AnnData, n_clusters: int, seed: int) -> NDArray[np.int64]:
+    """Bisect the resolution of Leiden until it gives a wanted number of clusters, or nearly."""
     low, high = np.log(_RESOLUTIONS)
     partitions: list[NDArray[np.int64]] = []
     for _ in range(_RESOLUTIONS_TRIED):

@@ -11,7 +11,6 @@ from dra_scvi._argument_kinds import matrix, one_per_cell
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-_BIO_WEIGHT, _BATCH_WEIGHT = 0.6, 0.4
 
 
 def _checked_embedding(embedding: ArrayLike, argument: str = "embedding") -> NDArray[np.floating]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dra_scvi._data.keys import unknown_key
-from dra_scvi.benchmark import _statistics as _paired
+from dra_scvi.benchmark import _pairs
+from dra_scvi.benchmark._statistics import interval
 from dra_scvi.pl._figures import COLOURS, _axes, _finish, _resolve_show
 
 if TYPE_CHECKING:
@@ -25,13 +26,6 @@ ROW_PART = 0.5  # of the distance between data sets, filled by the baselines of 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # told apart without colours
 BAND_COLOUR = "#F2F2F2"
 ALL_DATA_SETS = "all data sets"
-METRIC_TITLES = {
-    "nmi": "NMI (k-means)",
-    "ari": "ARI (k-means)",
-    "leiden_nmi": "NMI (Leiden)",
-    "leiden_ari": "ARI (Leiden)",
-    "integration_total": "integration score",
-}
 
 
 class _Effect(NamedTuple):
@@ -96,10 +90,10 @@ def benchmark(
     >>> benchmark(table, show=False).get_legend().get_title().get_text()
     'DRA minus'
     """
-    _paired.check_table(table, metric)
+    _pairs.check_table(table, metric)
     chosen = [baselines] if isinstance(baselines, str) else baselines
     others = _baselines(table, model, chosen)
-    pairs = {other: _paired.pairs(table, model, other, metric) for other in others}
+    pairs = {other: _pairs.pairs(table, model, other, metric) for other in others}
     shown = set().union(*(rows["dataset"] for rows in pairs.values()))
     names = [name for name in dict.fromkeys(table["dataset"]) if name in shown]
     if not names:
@@ -147,7 +141,7 @@ def _draw_differences(axes: Axes, pairs: Mapping[str, pd.DataFrame], names: Sequ
             markersize=5,
             linestyle="",
             elinewidth=1.5,
-            label=_paired.TITLES.get(baseline, baseline),
+            label=_pairs.TITLES.get(baseline, baseline),
         )
         single = n_pairs == 1
         [points] = axes.plot(middle[single], heights[single], color=colour, linestyle="")
@@ -157,8 +151,8 @@ def _draw_differences(axes: Axes, pairs: Mapping[str, pd.DataFrame], names: Sequ
 def _effect(differences: pd.DataFrame) -> _Effect:
     if differences.empty:
         return _Effect(np.nan, np.nan, np.nan, 0)
-    cells = differences.groupby(_paired.CELL)["difference"].mean()
-    return _Effect(float(cells.mean()), *_paired.interval(differences), len(differences))
+    cells = differences.groupby(_pairs.CELL)["difference"].mean()
+    return _Effect(float(cells.mean()), *interval(differences), len(differences))
 
 
 def _label_differences(axes: Axes, names: Sequence[str], model: str, metric: str) -> None:
@@ -174,8 +168,8 @@ def _label_differences(axes: Axes, names: Sequence[str], model: str, metric: str
     if len(names) > 1:
         axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    title = _paired.TITLES.get(model, model)
-    metric = METRIC_TITLES.get(metric, metric)
+    title = _pairs.TITLES.get(model, model)
+    metric = _pairs.MEASURES.get(metric, metric)
     axes.set_xlabel(f"difference in {metric}, 95% interval\n{title} is ahead right of 0")
     axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(_signed)

@@ -23,6 +23,7 @@ from sklearn.metrics import (
 
 from dra_scvi import DRA, InvalidCountsError, TrainingDivergedError, benchmark, datasets, metrics
 from dra_scvi._exceptions import TrainingInterruptedError
+from dra_scvi._model.epochs import default_max_epochs
 from dra_scvi.benchmark import _cells as data
 from dra_scvi.benchmark import _models as contenders
 from dra_scvi.benchmark._table import COLUMNS, Table, frame
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TYPES = "cell_type"
+JOINT = "JointEmbeddingSCVI"
 ALL = ("pca", "fa", "scvi", "ldvae", "dra")
 
 pytestmark = pytest.mark.filterwarnings("ignore:no integration scores")  # without scib-metrics
@@ -113,6 +115,49 @@ def test_rows_of_built_in_models(every_model: tuple[AnnData, pd.DataFrame]) -> N
     assert (table["scvi_tools"] == scvi.__version__).all()
 
 
+def test_short_scvi_is_scvi_for_as_many_epochs_as_dra(adata: AnnData) -> None:
+    """Which are more with batches and with few dimensions; a number that is named holds."""
+
+    def epochs(n_latent: int, batch_key: str | None) -> int:
+        plan = {"n_latent": n_latent, "batch_key": batch_key, "max_epochs": None}
+        cells = adata[:40].copy()
+        return int(compare(cells, "scvi-short", **plan)["epochs"][0])
+
+    for k, batch_key, n_batch in ((10, None, 1), (10, "batch", 2)):
+        assert epochs(k, batch_key) == default_max_epochs(40, n_latent=k, n_batch=n_batch)
+    table = compare(adata, ("scvi", "scvi-short"), n_latent=5, max_epochs=1)
+    assert table["epochs"].tolist() == [1, 1]
+    assert table["nmi"][0] == table["nmi"][1]
+    assert table["settings"][0] != table["settings"][1]
+
+
+def test_harmony_is_that_of_harmonypy_on_thirty_components(adata: AnnData) -> None:
+    harmonypy = pytest.importorskip("harmonypy")
+    logs = pca_of(adata, 30)
+    corrected = harmonypy.run_harmony(logs, adata.obs, ["batch"], random_state=4, verbose=False)
+    points = np.asarray(corrected.Z_corr)
+    assert points.shape == (adata.n_obs, 30)
+    table = compare(adata, "harmony", batch_key="batch", n_latent=(2, 5), seeds=[4])
+    expected = metrics.clustering(points, adata.obs[TYPES], seed=4)
+    assert table["silhouette"].tolist() == pytest.approx([expected["silhouette"]] * 2, abs=1e-5)
+    assert table["purity"][0] == pytest.approx(metrics.purity(points, adata.obs[TYPES]), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["drvi", "jointembedding"])
+def test_models_of_scvi_tools_1_5_run_with_their_defaults(name: str, adata: AnnData) -> None:
+    model_cls = contenders._upstream_class({"drvi": "DRVI", "jointembedding": JOINT}[name])
+    if model_cls is None:
+        pytest.skip("scvi-tools 1.5")
+    table = compare(adata, name, batch_key="batch", n_latent=4, seeds=[3])
+    counts = adata.copy()
+    scvi.settings.seed = 3
+    model_cls.setup_anndata(counts, batch_key="batch")
+    model = model_cls(counts, n_latent=4)
+    model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    scores = metrics.clustering(model.get_latent_representation(), adata.obs[TYPES], seed=3)
+    assert table["silhouette"][0] == pytest.approx(scores["silhouette"], abs=1e-6)
+
+
 def test_scores_of_integration(every_model: tuple[AnnData, pd.DataFrame]) -> None:
     pytest.importorskip("scib_metrics")
     adata, table = every_model
@@ -170,6 +215,22 @@ def test_scores_equal_scikit_learn_on_the_embedding(adata: AnnData) -> None:
     assert row["leiden_nmi"] == pytest.approx(normalized_mutual_info_score(labels, leiden))
     assert row["leiden_ari"] == pytest.approx(adjusted_rand_score(labels, leiden))
     assert row["leiden_n_clusters"] == len(np.unique(leiden))
+    fixed = metrics.cluster(points, "leiden", resolution=1.0, seed=7)
+    assert row["leiden1_nmi"] == pytest.approx(normalized_mutual_info_score(labels, fixed))
+    assert row["leiden1_n_clusters"] == len(np.unique(fixed))
+    assert row["purity"] == metrics.purity(points, labels)
+
+
+def test_both_leidens_share_one_graph(adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, neighbors = [], sc.pp.neighbors
+
+    def count(*args: Any, **options: Any) -> Any:
+        calls.append(options)
+        return neighbors(*args, **options)
+
+    monkeypatch.setattr(sc.pp, "neighbors", count)
+    compare(adata, {"noise": Recorder()}, seeds=2)
+    assert len(calls) == 2
 
 
 def test_runs_come_seed_by_seed(adata: AnnData) -> None:
@@ -351,6 +412,7 @@ def test_quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_epochs": 0}, ValueError, "max_epochs takes whole numbers from 1"),
         ({"layer": "count"}, KeyError, "layer='count'"),
         ({"batch_key": "bach"}, KeyError, "did you mean 'batch'"),
+        ({"parallel": 0}, ValueError, "parallel must be at least 1, not 0"),
         ({"n_latent": 40}, ValueError, "n_latent=40: PCA and factor analysis of 150"),
         (
             {"output": "no/such/table.csv"},
@@ -366,6 +428,31 @@ def test_bad_arguments_stop_before_any_work(
     models = options.pop("models", {"noise": model, "pca": "pca"})
     with pytest.raises(error, match=text):
         compare(adata, models, **options)
+    assert model.calls == []
+
+
+def test_harmony_without_batches_or_its_library_stops_before_any_work(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Recorder()
+    models = {"noise": model, "mixed": "harmony"}
+    with pytest.raises(ValueError, match="'mixed' integrates batches: name .* with batch_key"):
+        compare(adata, models)
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"harmonypy: pip install \"dra_scvi\[scib\]\""):
+        compare(adata, models, batch_key="batch")
+    assert model.calls == []
+
+
+@pytest.mark.parametrize("name", ["drvi", "jointembedding"])
+def test_models_that_an_older_scvi_tools_lacks_stop_before_any_work(
+    name: str, adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for upstream in ("DRVI", JOINT):
+        monkeypatch.delattr(scvi.external, upstream, raising=False)
+    model = Recorder()
+    with pytest.raises(ImportError, match=r"scvi-tools 1\.5 or later.*pip install"):
+        compare(adata, {"noise": model, name: name})
     assert model.calls == []
 
 
@@ -586,6 +673,30 @@ def test_rows_of_other_epochs_or_defaults_are_not_kept(
     monkeypatch.setattr(contenders, "version", lambda name: f"99 of {name}")
     compare(adata, **options)
     assert seen == ["scvi", "dra"]
+
+
+def test_tables_of_before_are_read_and_their_rows_completed(
+    adata: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that lack purity and Leiden at resolution 1 are made again; other rows stay as is."""
+    path, models = tmp_path / "table.csv", ("pca", "fa")
+    new = compare(adata, models, output=path)
+    compare(adata, "pca", seeds=[9], output=path)
+    columns = ["leiden1_nmi", "leiden1_n_clusters", "purity"]
+    pd.read_csv(path).drop(columns=columns).to_csv(path, index=False)
+    assert benchmark.summary(pd.read_csv(path))["nmi"].notna().all()
+    with caplog.at_level(logging.INFO, "dra_scvi"):
+        again = compare(adata, models, output=path)
+    assert "data: pca, k=2, seed 0 is made again: the table lacks leiden1_nmi" in caplog.text
+    scores = ["model", "seed", "nmi", "leiden_nmi", "silhouette", *columns]
+    pd.testing.assert_frame_equal(again[scores], new[scores])
+    kept = pd.read_csv(path).set_index(["model", "seed"])
+    assert len(kept) == 3
+    assert kept["purity"].isna().sum() == 1
+    assert np.isnan(kept.loc[("pca", 9), "purity"])
+    finished = path.read_bytes()
+    compare(adata, models, output=path)
+    assert path.read_bytes() == finished
 
 
 def test_integration_scores_are_added_to_rows_without(

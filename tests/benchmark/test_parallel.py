@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
+import torch
 
 from dra_scvi import DRA, benchmark, datasets
-from dra_scvi.benchmark import _parallel
-from dra_scvi.benchmark._parallel import check_ray
-from dra_scvi.cli import program
+from dra_scvi._threads import kernel_threads, own_threads
+from dra_scvi.benchmark._parallel import VISIBLE, spread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +34,6 @@ def cells() -> AnnData:
     return datasets.synthetic(n_cells=120, n_genes=30, n_types=3, seed=0)
 
 
-@needs_ray
 @pytest.mark.filterwarnings("ignore")
 def test_a_table_made_in_parallel_is_that_of_one_run_after_the_other(
     cells: AnnData, tmp_path: Path
@@ -51,20 +53,50 @@ def test_a_table_made_in_parallel_is_that_of_one_run_after_the_other(
     )
 
 
-def test_without_ray_one_is_told_how_to_get_it(
-    cells: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _told(place: int) -> dict[str, object]:
+    """Return what a run in a process of its own finds there."""
+    sys.stderr.write(f"said {place}")
+    logging.getLogger("lightning.fabric").error("logged")
+    with own_threads():
+        return {"pid": os.getpid(), "gpu": os.environ.get(VISIBLE), "threads": kernel_threads()}
+
+
+def test_processes_have_a_thread_each_and_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    found = dict(spread(_told, [(0,), (1,), (2,)], 2))
+    assert set(found) == {0, 1, 2}
+    assert os.getpid() not in {told["pid"] for told in found.values()}
+    assert {told["threads"] for told in found.values()} == {1}
+    assert capfd.readouterr().err == ""
+
+
+def test_processes_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv(VISIBLE, raising=False)
+    found = dict(spread(_told, [(0,), (1,), (2,), (3,)], 2))
+    assert [found[place]["gpu"] for place in range(4)] == ["0", "1", "0", "1"]
+    monkeypatch.setenv(VISIBLE, "5,GPU-7")
+    found = dict(spread(_told, [(0,), (1,)], 2))
+    assert [found[place]["gpu"] for place in range(2)] == ["5", "GPU-7"]
+
+
+def test_an_error_in_a_process_comes_out_and_finished_rows_are_kept(
+    cells: AnnData, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_parallel.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ImportError, match=r"pip install \"dra_scvi\[tune\]\""):
-        benchmark.compare(cells, "cell_type", parallel=2)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    command = ["benchmark", tmp_path / "cells.h5ad", "--label-key", "cell_type", "--parallel", 2]
-    done = CliRunner().invoke(program, [*map(str, command), "--output", str(tmp_path / "a.csv")])
-    assert done.exit_code == 2
-    assert "--parallel 2" in done.stderr
-    check_ray(1)
-    with pytest.raises(ValueError, match="from 1"):
-        check_ray(0)
+    def broken(counts: AnnData, n_latent: int, seed: int) -> object:
+        if seed == 1:
+            time.sleep(3)
+            raise NameError("bug")
+        return counts.X.toarray()[:, :n_latent]
+
+    def swap(counts: AnnData, n_latent: int, seed: int) -> object:
+        raise ValueError("no")
+
+    options = {"n_latent": 2, "parallel": 2, "output": tmp_path / "table.csv", "progress": False}
+    with pytest.raises(NameError, match="bug"):
+        benchmark.compare(cells, "cell_type", models={"bad": broken}, seeds=2, **options)
+    assert pd.read_csv(tmp_path / "table.csv")["seed"].tolist() == [0]
+    table = benchmark.compare(cells, "cell_type", models={"fails": swap}, seeds=2, **options)
+    assert table["status"].tolist() == ["ValueError: no"] * 2
 
 
 @needs_ray

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from dra_scvi import benchmark
+from dra_scvi.benchmark._models import BUILT_IN
 from dra_scvi.benchmark._statistics import (
     N_RESAMPLES,
     TITLES,
@@ -274,7 +275,9 @@ def test_a_baseline_that_failed_everywhere_leaves_no_common_cell() -> None:
 
 def test_titles_are_the_names_of_the_methods() -> None:
     expected = {"pca": "PCA", "fa": "FA", "scvi": "scVI", "ldvae": "LDVAE", "dra": "DRA"}
-    assert expected == TITLES
+    expected |= {"harmony": "Harmony", "scvi-short": "short scVI", "drvi": "DRVI"}
+    assert {**expected, "jointembedding": "JointEmbedding"} == TITLES
+    assert set(TITLES) == set(BUILT_IN)
 
 
 def test_strongest_baseline_without_a_common_cell_has_the_highest_mean_of_its_own() -> None:
@@ -300,7 +303,7 @@ def test_summary_has_its_columns_in_order_and_keeps_other_measures_out() -> None
     found = benchmark.summary(table)
     assert list(found) == [
         *("model", "n_runs", "n_failed", "nmi", "ari", "leiden_nmi", "leiden_ari"),
-        *("silhouette", "seconds", "sd", "baseline"),
+        *("silhouette", "seconds", "sd", "rank", "n_first", "n_ranked", "baseline"),
         *("n_pairs", "difference", "low", "high", "ahead", "worst"),
     ]
     assert found.loc[0, ["leiden_nmi", "leiden_ari", "silhouette", "seconds"]].tolist() == (
@@ -338,6 +341,43 @@ def test_baselines_are_the_models_that_dra_is_compared_with() -> None:
         ].tolist()
         == ["ldvae"] * 2
     )
-    for name in ("pca", "fa", "scvi", "ldvae"):
+    for name in set(BUILT_IN) - {"dra"}:
         table = rows({"dra": {("a", 2): [0.9]}, name: {("a", 2): [0.5]}})
         assert strongest_baseline(table) == name
+
+
+def test_summary_of_all_measures_is_that_of_each() -> None:
+    """With the strongest baseline of each; measures that the table lacks are left out."""
+    table = BY_HAND.assign(purity=1 - BY_HAND["nmi"], silhouette=np.nan)
+    found = benchmark.summary(table, metric=None)
+    assert list(dict.fromkeys(found["metric"])) == ["nmi", "ari", "purity"]
+    for name, rows_of in found.groupby("metric"):
+        alone = benchmark.summary(table, metric=str(name))
+        pd.testing.assert_frame_equal(
+            rows_of.drop(columns="metric").reset_index(drop=True), alone, check_dtype=False
+        )
+    named = benchmark.summary(table, "scvi", metric=["purity", "nmi"])
+    assert named["metric"].tolist() == ["purity"] * 3 + ["nmi"] * 3
+    assert set(named["baseline"]) == {"scvi"}
+
+
+def test_summary_of_a_table_whose_runs_all_failed_is_of_kmeans() -> None:
+    table = BY_HAND.assign(nmi=np.nan, ari=np.nan)
+    assert set(benchmark.summary(table, metric=None)["metric"]) == {"nmi"}
+
+
+def test_summary_takes_whole_numbers_beside_measures_that_are_missing() -> None:
+    table = BY_HAND.assign(
+        integration_total=np.nan, leiden1_n_clusters=pd.Series([3, None] * 7 + [4], dtype="Int64")
+    )
+    found = benchmark.summary(table).set_index("model")
+    assert found["integration_total"].isna().all()
+    assert found.loc["pca", "leiden1_n_clusters"] == 3
+
+
+def test_summary_has_the_ranks() -> None:
+    table = BY_HAND.assign(purity=1 - BY_HAND["nmi"])
+    found = benchmark.summary(table).set_index("model")
+    expected = benchmark.ranks(table).set_index("model")
+    for name in ("rank", "n_first", "n_ranked"):
+        assert found[name].tolist() == expected[name].tolist()

@@ -792,8 +792,21 @@ def test_benchmark_figures_and_streams(compared: Path) -> None:
         assert row["nmi"] == pytest.approx(summary.loc[row["model"], "nmi"])
         assert f"{row['nmi']:.3f}" in shown
         if row["difference"] is not None:
-            assert row["low"] == pytest.approx(summary.loc[row["model"], "low"])
+            of_measure = dra_scvi.benchmark.summary(table, metric=row["metric"])
+            expected = of_measure.set_index("model").loc[row["model"]]
+            assert row["low"] == pytest.approx(expected["low"])
             assert f"{row['difference']:+.3f}" in shown
+    measures = ["nmi", "ari", "leiden_nmi", "leiden_ari", "leiden1_nmi", "purity", "silhouette"]
+    assert [row["metric"] for row in figures["summary"]] == list(np.repeat(measures, 2))
+    for name in measures:
+        for model in ("pca", "fa"):
+            assert f"{summary.loc[model, name]:.3f}" in shown
+    ranks = dra_scvi.benchmark.ranks(table).set_index("model")
+    for row in figures["summary"]:
+        assert row["rank"] == pytest.approx(ranks.loc[row["model"], "rank"])
+        assert row["n_first"] == ranks.loc[row["model"], "n_first"]
+        assert f"{row['rank']:.3f}" in shown
+    assert "mean rank" in shown
     lines = told((compared / "stderr").read_text())
     assert len(lines) == 10
     assert lines[0].startswith(f"cells: pca, k=2, seed 0: NMI {table['nmi'][0]:.3f} in ")
@@ -858,6 +871,10 @@ def test_benchmark_says_which_runs_failed(
     [
         (["--models", "pca,scvii"], "did you mean 'scvi'"),
         (["--models", "pca,pca"], "one twice"),
+        (
+            ["--models", "pca,harmony"],
+            "model 'harmony' integrates batches: name their column with --batch-key",
+        ),
         (["--n-latent", "2,x"], "'2,x' is not a list of dimensions such as 2,10,20"),
         (["--n-latent", "2,2"], "'2,2' is not a list of dimensions"),
         (["--seeds", "0"], "--seeds"),

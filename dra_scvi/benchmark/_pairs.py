@@ -1,0 +1,117 @@
+"""Rows of a comparison, checked and paired, and what models and measures are called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dra_scvi._argument_kinds import check_table as check_kind
+from dra_scvi._data.keys import unknown_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["BASELINES", "CELL", "MEANS", "MEASURES", "PAIR", "TITLES", "check_table", "pairs"]
+
+TITLES = {
+    "pca": "PCA",
+    "fa": "FA",
+    "harmony": "Harmony",
+    "scvi": "scVI",
+    "scvi-short": "short scVI",
+    "ldvae": "LDVAE",
+    "drvi": "DRVI",
+    "jointembedding": "JointEmbedding",
+    "dra": "DRA",
+}
+BASELINES = tuple(name for name in TITLES if name != "dra")
+CELL = ["dataset", "n_latent"]
+PAIR = [*CELL, "seed"]
+# Scores of which more is better, as they are called in figures and tables.
+MEASURES = {
+    "nmi": "NMI (k-means)",
+    "ari": "ARI (k-means)",
+    "leiden_nmi": "NMI (Leiden)",
+    "leiden_ari": "ARI (Leiden)",
+    "leiden1_nmi": "NMI (Leiden 1)",
+    "purity": "purity",
+    "silhouette": "silhouette",
+    "integration_total": "integration score",
+}
+MEANS = (*MEASURES, "leiden1_n_clusters", "seconds")
+
+
+def pairs(table: pd.DataFrame, model: str, baseline: str, metric: str = "nmi") -> pd.DataFrame:
+    """Subtract a baseline from a model, pair by pair.
+
+    Parameters
+    ----------
+    table
+        Rows of a comparison.
+    model, baseline
+        Names in the column ``model``.
+    metric
+        Column that is compared.
+
+    Returns
+    -------
+    ``dataset``, ``n_latent``, ``seed`` and ``difference``, for the pairs in which both are finite.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = pd.DataFrame({"model": ["pca", "dra"], "nmi": [0.5, 0.75]})
+    >>> rows = rows.assign(dataset="a", n_latent=2, seed=0)
+    >>> pairs(rows, "dra", "pca")["difference"].tolist()
+    [0.25]
+    """
+    one, other = (
+        table.loc[table["model"] == name, [*PAIR, metric]].set_index(PAIR)[metric]
+        for name in (model, baseline)
+    )
+    difference = one.astype(float).sub(other.astype(float)).dropna()
+    return difference.rename("difference").reset_index()
+
+
+def check_table(table: pd.DataFrame, metric: str) -> None:
+    """Check that rows can be paired.
+
+    Parameters
+    ----------
+    table
+        Rows of a comparison.
+    metric
+        Column that will be compared.
+
+    Raises
+    ------
+    TypeError
+        When it is no table.
+    KeyError
+        When there is no such column.
+    ValueError
+        When a column is missing, or two rows are of the same model, data set, k and seed.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> check_table(pd.DataFrame({"model": ["dra"]}), "nmi")
+    Traceback (most recent call last):
+    ...
+    ValueError: not a table of benchmark.compare: the columns dataset, n_latent, seed are missing.
+    """
+    check_kind(table)
+    missing = [name for name in ("model", *PAIR) if name not in table]
+    if missing:
+        raise ValueError(
+            f"not a table of benchmark.compare: the columns {', '.join(missing)} are missing."
+        )
+    if metric not in table:
+        raise KeyError(unknown_key("metric", metric, "a column of the table", table.columns))
+    repeated = table.duplicated(["model", *PAIR])
+    if repeated.any():
+        row = table[repeated].iloc[0]
+        raise ValueError(
+            f"the table has several rows for {row['model']} on {row['dataset']!r}, "
+            f"k={row['n_latent']}, seed {row['seed']}: other data, epochs or versions of the same "
+            "name. Select those that belong together, such as table[table['fingerprint'] == ...]."
+        )
