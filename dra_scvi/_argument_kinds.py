@@ -10,7 +10,14 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["check_adata", "check_number", "check_table", "matrix", "one_per_cell"]
+__all__ = [
+    "check_adata",
+    "check_distinguishable",
+    "check_number",
+    "check_table",
+    "matrix",
+    "one_per_cell",
+]
 
 
 def matrix(values: Any, argument: str) -> np.ndarray:
@@ -54,6 +61,8 @@ def matrix(values: Any, argument: str) -> np.ndarray:
     if array.dtype == object:
         with contextlib.suppress(ValueError, TypeError):
             array = array.astype(np.float64)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise TypeError(f"{wanted} one with masked values; leave those cells out")
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{wanted} {type(values).__name__} of {array.dtype}")
     return array
@@ -95,7 +104,43 @@ def one_per_cell(values: Any, n_cells: int, argument: str) -> Any:
             f"{argument} has {len(values)} entries but the embedding has {n_cells} cells; "
             "pass one entry per cell."
         )
+    check_distinguishable(values, argument)
     return values
+
+
+def check_distinguishable(values: Any, where: str) -> None:
+    """Check that values can be told apart, as lists and dictionaries cannot.
+
+    Parameters
+    ----------
+    values
+        Labels, batches or other values, one for each cell.
+    where
+        Their name, for the message.
+
+    Raises
+    ------
+    ValueError
+        When they cannot.
+
+    Examples
+    --------
+    >>> check_distinguishable([["T"], ["B"]], "labels")
+    Traceback (most recent call last):
+    ...
+    ValueError: labels must hold one value per cell; the first that is none is a list, ['T']
+    """
+    if getattr(values, "dtype", np.dtype(object)) != np.dtype(object):
+        return
+    for value in values:
+        try:
+            hash(value)
+        except TypeError as error:
+            kind = type(value).__name__
+            raise ValueError(
+                f"{where} must hold one value per cell; the first that is none is a {kind}, "
+                f"{value!r}"
+            ) from error
 
 
 def check_number(value: Any, argument: str, least: float, whole: bool = True) -> None:

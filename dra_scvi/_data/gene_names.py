@@ -119,9 +119,12 @@ def _remedy(missing: Sequence[str], unknown: Sequence[str], n_needed: int) -> st
             "names that the model has, from a column of adata.var or from an annotation."
         )
     if 1 - len(missing) / n_needed < LEAST_SHARE:
+        only = f"; only {n_needed - len(missing)} match"
+        if not unknown:
+            return f"{only}, and the data hold no other genes. Take the data with all their genes."
         return (
-            f"; only {n_needed - len(missing)} match. Were the data annotated as those of the "
-            f"training? They have names such as {unknown[0] if unknown else ''!r}."
+            f"{only}. Were the data annotated as those of the training? They have names such as "
+            f"{unknown[0]!r}."
         )
     return "; add them, with 0 where they were not detected."
 

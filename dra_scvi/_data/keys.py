@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from dra_scvi._argument_kinds import check_distinguishable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -51,7 +53,7 @@ def validate_keys(
         For what does not exist; ``error.args[0]`` names the argument, the key, the closest match
         and what is available.
     ValueError
-        For missing values, with their number.
+        For missing values, with their number, and for lists in place of values.
 
     Examples
     --------
@@ -72,6 +74,7 @@ def validate_keys(
             if key not in adata.obs:
                 place = "a column of adata.obs"
                 raise KeyError(unknown_key(argument, key, place, adata.obs.columns))
+            check_distinguishable(adata.obs[key], f"{argument}={key!r}: adata.obs[{key!r}]")
             if argument in COMPLETE_COLUMNS:
                 check_complete(adata.obs[key], argument)
 
@@ -118,11 +121,12 @@ def check_complete(column: pd.Series, argument: str) -> None:
     missing = int(column.isna().sum())
     if missing:
         place = f"adata.obs[{column.name!r}]"
-        raise ValueError(
+        error = ValueError(
             f"{argument}={column.name!r}: {missing} of {counted(len(column), 'cell', 'cells')} "
-            f"without a value in {place}. Fill them in, or drop those cells: "
-            f"adata[{place}.notna()].copy()."
+            f"without a value in {place}. Fill them in, or drop those cells."
         )
+        error.add_note(f"adata[{place}.notna()].copy() drops them.")
+        raise error
 
 
 def counted(number: int, singular: str, plural: str) -> str:

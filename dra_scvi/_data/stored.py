@@ -91,6 +91,8 @@ def _read_csr(matrix: CSRDataset, start: int, stop: int) -> sparse.csr_matrix:
     starts = group["indptr"][start : stop + 1].astype(np.int64)
     values = slice(int(starts[0]), int(starts[-1]))
     data, indices = group["data"][values], group["indices"][values]
+    if indices.dtype == np.uint64:  # which SciPy does not know
+        indices = indices.astype(np.int64)
     n_genes = matrix.shape[1]
     is_sound = (
         len(starts) == stop + 1 - start

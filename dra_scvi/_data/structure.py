@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 from dra_scvi._exceptions import InvalidCountsError
@@ -20,21 +21,21 @@ BLOCK_ENTRIES = 2**24
 
 
 def check_structure(matrix: Any, where: str) -> None:
-    """Check that the indices of a compressed sparse matrix point into it.
+    """Check that the indices of a compressed sparse matrix are whole numbers and point into it.
 
     SciPy trusts them, and compiled code that follows them out of the matrix crashes.
 
     Parameters
     ----------
     matrix
-        Any matrix; others than CSR and CSC pass.
+        Any matrix; others than CSR and CSC pass. Of one in a file, only types are looked at.
     where
         Its name, for the message.
 
     Raises
     ------
     InvalidCountsError
-        When they do not, as after damage to a file.
+        When they are not or do not, as after damage to a file.
 
     Examples
     --------
@@ -45,8 +46,11 @@ def check_structure(matrix: Any, where: str) -> None:
     ...
     dra_scvi._exceptions.InvalidCountsError: adata.X is a damaged sparse matrix: ...
     """
+    if isinstance(matrix, CSCDataset | CSRDataset):
+        _check_index_types(matrix.group["indices"], matrix.group["indptr"], where)
     if not sparse.issparse(matrix) or matrix.format not in ("csr", "csc"):
         return
+    _check_index_types(matrix.indices, matrix.indptr, where)
     n_rows, n_columns = matrix.shape
     length, width = (n_rows, n_columns) if matrix.format == "csr" else (n_columns, n_rows)
     starts, indices = matrix.indptr, matrix.indices
@@ -64,13 +68,44 @@ def check_structure(matrix: Any, where: str) -> None:
         )
 
 
+def _check_index_types(indices: Any, starts: Any, where: str) -> None:
+    for name, array in (("indices", indices), ("indptr", starts)):
+        is_stored = not isinstance(array, np.ndarray)  # and is cast once it is read
+        if array.dtype.kind not in "iu" or not (is_stored or np.can_cast(array.dtype, np.int64)):
+            raise InvalidCountsError(
+                f"{where} is a sparse matrix whose {name} are of type {array.dtype}; they have to "
+                "be whole numbers, of type int32 or int64. Write it anew with such."
+            )
+
+
+def sign_indices(matrix: Any) -> Any:
+    """Give a sparse matrix of one's own indices that SciPy knows, in place of unsigned ones.
+
+    Parameters
+    ----------
+    matrix
+        Any matrix; others than CSR and CSC are returned as they are.
+    """
+    if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
+        for name in ("indices", "indptr"):
+            if getattr(matrix, name).dtype == np.uint64:
+                setattr(matrix, name, getattr(matrix, name).astype(np.int64))
+    return matrix
+
+
 def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def _check_type(matrix: Any, where: str) -> None:
+def _check_type(matrix: Any, where: str, to_train: bool) -> None:
     if matrix is None:
-        raise InvalidCountsError(f"{where} is None; pass the layer of raw counts as layer=...")
+        advice = "pass the layer of raw counts as layer=..." if to_train else "the model reads it"
+        raise InvalidCountsError(f"{where} holds nothing; {advice}")
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise InvalidCountsError(
+            f"{where} is a masked array, whose masked values are no counts; fill them in, or "
+            "leave those cells or genes out, and make it a plain array."
+        )
     if np.dtype(matrix.dtype).kind not in "buif":
         raise InvalidCountsError(
             f"{where} holds values of type {matrix.dtype}, not numbers; convert it to counts."
@@ -97,7 +132,7 @@ def _in_memory(block: Any) -> Any:
         block = block.compute()
     if not sparse.issparse(block):
         return np.asarray(block)
-    return block if block.format in ("csr", "csc") else block.tocsr()
+    return sign_indices(block if block.format in ("csr", "csc") else block.tocsr())
 
 
 def _values(block: Any) -> NDArray[Any]:

@@ -123,16 +123,16 @@ def validate_counts(
     _check_gene_names(adata)
     matrix = adata.X if layer is None else adata.layers[layer]
     where = _where(layer)
-    _check_type(matrix, where)
+    _check_type(matrix, where, to_train)
     check_structure(matrix, where)
     scan = _scan(matrix, where)
-    _raise_faults(adata, layer, scan, allow_noninteger)
+    _raise_faults(adata, layer, scan, allow_noninteger, to_train)
     if to_train:
         _check_occupied(adata, where, scan, batch_key)
     silent = int((~scan.expressed).sum())
     if silent:
         logger.info("%s: %s no counts.", where, counted(silent, "gene has", "genes have"))
-    for message in _remarks(adata, layer, scan):
+    for message in _remarks(adata, layer, scan, to_train):
         warnings.warn(message, UserWarning, stacklevel=2)
 
 
@@ -231,11 +231,13 @@ def _scan(matrix: Any, where: str) -> _Scan:
     return scan
 
 
-def _raise_faults(adata: AnnData, layer: str | None, scan: _Scan, allow_noninteger: bool) -> None:
+def _raise_faults(
+    adata: AnnData, layer: str | None, scan: _Scan, allow_noninteger: bool, to_train: bool
+) -> None:
     tolerated = {"non-integer"} if allow_noninteger else set()
     for name in FAULTS:
         if name in scan.faults and name not in tolerated:
-            message = _fault_message(adata, layer, scan, name)
+            message = _fault_message(adata, layer, scan, name, to_train)
             raise InvalidCountsError(message, _report(adata, scan))
 
 
@@ -251,17 +253,19 @@ def _report(adata: AnnData, scan: _Scan) -> dict[str, dict[str, Any]]:
     }
 
 
-def _fault_message(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
+def _fault_message(
+    adata: AnnData, layer: str | None, scan: _Scan, name: str, to_train: bool
+) -> str:
     fault = scan.faults[name]
     cell, gene = str(adata.obs_names[fault.row]), str(adata.var_names[fault.column])
     place = f"first: cell {cell!r}, gene {gene!r}"
     if name not in ("nan", "infinite"):
         place += f", value {fault.value:g}"
-    remedy = _remedy(adata, layer, scan, name)
+    remedy = _remedy(adata, layer, scan, name, to_train)
     return f"{_where(layer)} holds {counted(fault.number, *FAULTS[name])} ({place}). {remedy}"
 
 
-def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
+def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str, to_train: bool) -> str:
     if name in ("nan", "infinite"):
         return "Repair them, or drop those cells or genes."
     looks = ""
@@ -269,7 +273,9 @@ def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str) -> str:
         looks = "It looks scaled" if name == "negative" else "It looks log-normalised"
         looks += ", and raw counts are needed: "
     choices = _matrices_of_counts(adata, layer)
-    if choices:
+    if not to_train:
+        advice = f"put counts into {_where(layer)}, which the model reads."
+    elif choices:
         shown = ", ".join(choices[:NAMES_SHOWN]) + (", ..." if len(choices) > NAMES_SHOWN else "")
         advice = f"pass the raw counts (integers are in: {shown})."
     else:
@@ -313,10 +319,10 @@ def _check_occupied(adata: AnnData, where: str, scan: _Scan, batch_key: str | No
         )
 
 
-def _remarks(adata: AnnData, layer: str | None, scan: _Scan) -> Iterator[str]:
+def _remarks(adata: AnnData, layer: str | None, scan: _Scan, to_train: bool) -> Iterator[str]:
     """Say what is odd and yet can be trained on."""
     if "non-integer" in scan.faults:
-        yield _fault_message(adata, layer, scan, "non-integer")
+        yield _fault_message(adata, layer, scan, "non-integer", to_train)
     empty = np.flatnonzero(~scan.occupied)
     if len(empty):
         yield (

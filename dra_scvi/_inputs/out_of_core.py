@@ -16,6 +16,7 @@ from dra_scvi._inputs.hdf5_links import check_links
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._inputs.memory import available_memory, check_room, n_bytes
 from dra_scvi._inputs.read import check_anndata, check_kind, is_zarr, read_input
+from dra_scvi._inputs.zarr_chunks import check_chunks
 from dra_scvi._inputs.zarr_store import check_store, store_state
 from dra_scvi._outputs.files import atomic_path, write_h5ad
 from dra_scvi._outputs.full_disk import open_hdf5
@@ -102,6 +103,8 @@ def _read_lazily(path: Path) -> AnnData:
     from anndata.io import read_elem
 
     store = _open(path)
+    if path.is_dir():
+        check_chunks(path)
     _check_layout(store, path)
     check_room(path, [store[name] for name in store if name not in MATRICES])
     return anndata.AnnData(

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dra_scvi._data.keys import closest, named_layers
-from dra_scvi._data.structure import check_structure
+from dra_scvi._data.structure import check_structure, sign_indices
 from dra_scvi._exceptions import InputError
 from dra_scvi._inputs.errors import explain
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._inputs.memory import check_room
+from dra_scvi._inputs.zarr_chunks import check_chunks
 from dra_scvi._inputs.zarr_store import check_store
 
 if TYPE_CHECKING:
@@ -95,14 +96,13 @@ def check_kind(path: Path) -> None:
 
 def _check_matrices(adata: AnnData, path: Path) -> None:
     """Check that the indices of every sparse matrix point into it, wherever it lies."""
-    check_structure(adata.X, f"X of {path}")
-    for key in named_layers(adata):
-        check_structure(adata.layers[key], f"layer {key!r} of {path}")
+    matrices = {"X": adata.X} | {f"layer {k!r}": adata.layers[k] for k in named_layers(adata)}
     for name in ("obsm", "varm", "obsp", "varp"):
-        for key, matrix in getattr(adata, name).items():
-            check_structure(matrix, f"{name} {key!r} of {path}")
+        matrices |= {f"{name} {key!r}": matrix for key, matrix in getattr(adata, name).items()}
     if adata.raw is not None:
-        check_structure(adata.raw.X, f"raw of {path}")
+        matrices["raw"] = adata.raw.X
+    for name, matrix in matrices.items():
+        check_structure(sign_indices(matrix), f"{name} of {path}")
 
 
 def _missing(path: Path) -> str:
@@ -187,7 +187,7 @@ def _remark_on_features(adata: AnnData, path: Path) -> None:
     if others:
         warnings.warn(
             f"{path} holds features that are not Gene Expression ({others}), which are taken for "
-            'genes; adata[:, adata.var["feature_types"] == "Gene Expression"] leaves them out.',
+            "genes; write the file without them to leave them out.",
             UserWarning,
             stacklevel=2,
         )
@@ -198,6 +198,7 @@ def _read_zarr(path: Path) -> AnnData:
     import zarr
 
     check_store(path)
+    check_chunks(path)
     check_room(path, [zarr.open(str(path), mode="r")])
     adata = anndata.read_zarr(path)
     _remark_on_features(adata, path)

@@ -189,8 +189,7 @@ def _genes_alone(adata: AnnData, path: Path) -> AnnData:
         raise InputError(f"{path} holds no {GENES}, but {others}: there is nothing to embed.")
     warnings.warn(
         f"{path}: {others} left out, as only {GENES} is embedded; the output lacks them. To keep "
-        "them, read the file with scanpy.read_10x_h5(..., gex_only=False), move them to obsm, and "
-        "write an .h5ad.",
+        "them, read the file in Python, move them to obsm, and write an .h5ad.",
         UserWarning,
         stacklevel=2,
     )

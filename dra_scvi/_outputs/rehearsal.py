@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from dra_scvi._outputs.drafts import clear_dead_drafts, destination, name_draft, plain_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Output", "make_folders", "rehearse", "remove_empty"]
 
@@ -19,7 +19,10 @@ FOLDERS = ("folder", "results")
 
 BLOCK = 4096
 # the files of an input folder that a command reads; others may lie beside them
-READ_FROM_FOLDERS = (".mtx", ".mtx.gz", "labels.txt", "model.pt", "manifest.json", "adata.h5ad")
+READ_FROM_FOLDERS = (
+    *(".mtx", ".mtx.gz", "labels.txt", "genes.txt"),
+    *("model.pt", "manifest.json", "adata.h5ad"),
+)
 ZARR_MARKS = (".zgroup", "zarr.json")
 
 
@@ -63,7 +66,8 @@ def rehearse(outputs: Sequence[Output], inputs: Mapping[str, Path], force: bool)
     ------
     FileExistsError
         When something is in the way: an output that exists, a folder in place of a file or a file
-        in place of a folder, or another output or an input of the same name, also through links.
+        in place of a folder, or another output or an input of the same name, also through links;
+        and when an input lies in the folder of a model that is to be written.
     OSError
         When the system refuses, as for want of permission or of room.
 
@@ -152,20 +156,34 @@ def _check_distinct(outputs: Sequence[Output]) -> None:
 
 
 def _check_not_read(output: Output, inputs: Mapping[str, Path]) -> None:
+    never = "which is never written to; choose another"
+    start = f"{output.option} {output.path}:"
     for name, path in inputs.items():
         if _is_same(output.path, path):
-            raise FileExistsError(
-                f"{output.option} {output.path}: the same as {name}, which is never written to; "
-                "choose another name"
-            )
-        if not path.is_dir() or not _is_within(output.path, path):
+            raise FileExistsError(f"{start} the same as {name}, {never} name")
+        if output.kind == "folder" and _lies_in(path, output.path):
+            raise FileExistsError(f"{start} the folder in which {name} lies, {never} folder")
+        if not path.is_dir():
             continue
         is_store = any((path / mark).exists() for mark in ZARR_MARKS)
-        if is_store or output.path.name.endswith(READ_FROM_FOLDERS):
-            raise FileExistsError(
-                f"{output.option} {output.path}: a file of {name}, which is never written to; "
-                "choose another folder"
-            )
+        is_part = is_store or output.path.name.endswith(READ_FROM_FOLDERS)
+        if is_part and _is_within(output.path, path):
+            raise FileExistsError(f"{start} a file of {name}, {never} folder")
+        if not is_store and any(_is_same(output.path, file) for file in _read_from(path)):
+            raise FileExistsError(f"{start} what a file of {name} is a link to, {never} name")
+
+
+def _read_from(folder: Path) -> Iterator[Path]:
+    """Files of an input folder that a command reads, and which may be links."""
+    with contextlib.suppress(OSError):  # of a folder that may not be read, which is said later
+        for file in folder.iterdir():
+            if file.name.endswith(READ_FROM_FOLDERS):
+                yield file
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a file, or a link to it, lies in a folder itself."""
+    return any(_is_same(Path(parent), folder) for parent in (path.parent, path.resolve().parent))
 
 
 def _is_same(one: Path, other: Path) -> bool:

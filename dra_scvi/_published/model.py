@@ -137,8 +137,8 @@ class PublishedDRA(BaseDRA):
         if not totals.all():
             raise InvalidCountsError(
                 f"{int((totals == 0).sum())} cells have no counts, and the published model takes "
-                "the logarithm of their sum: drop them with `sc.pp.filter_cells(adata, "
-                "min_counts=1)`."
+                "the logarithm of their sum: sc.pp.filter_cells(adata, min_counts=1) "
+                "drops them."
             )
         library = np.log(totals[published_split(self.adata.n_obs)[0]])
         return input_max, float(library.mean()), float(library.var())

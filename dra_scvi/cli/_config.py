@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 
     import yaml
 
-__all__ = ["CommaSeparated", "Numbers", "config_option"]
+__all__ = ["CONFIG", "CommaSeparated", "Numbers", "config_option", "finite"]
 
 MOST_BYTES = 2**16
+CONFIG = "dra_scvi.config"  # where a command finds the file that was named
 
 
 class CommaSeparated(click.ParamType):
@@ -52,6 +54,13 @@ class Numbers(CommaSeparated):
         return numbers
 
 
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN, which is in every range, and infinity."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number.", ctx, param)
+    return value
+
+
 def config_option() -> click.Option:
     """Make the option; it is eager, so that the other options find what the file says."""
     return click.Option(
@@ -69,6 +78,7 @@ def _read(ctx: click.Context, param: click.Parameter, path: Path | None) -> None
     """Make what the file says the defaults of the command."""
     if path is None or ctx.resilient_parsing:
         return
+    ctx.meta[CONFIG] = path
     options = _options(ctx.command)
     values: dict[str, Any] = {}
     for key, node in _pairs(path):

@@ -74,7 +74,17 @@ PHRASES = {
     "overwrite=True": "--force",
     "n_clusters to": "the number of clusters to",
     "use dra_scvi.metrics.clustering instead": "leave out --batch-key",
+    "layer=None, that is adata.X": "X, which is read without --layer",
+    "; adata.raw.to_adata() makes an AnnData of it": ", which has to become X first",
+    "as layer=...": "with --layer",
+    "sc.pp.filter_cells(adata, min_counts=1) drops them": "leave them out of INPUT",
+    "Call adata.var_names_make_unique() first": "Give every gene a name of its own",
+    "adata.obs_names_make_unique() tells them apart": "give every cell a name of its own",
+    "adata has": "INPUT has",
+    "matrix of (n_cells, n_latent)": "matrix of cells by dimensions",
+    "a sparse one; pass embedding.toarray()": "a sparse one",
 }
+TYPED = "\ue000\ue001"  # around the number of a word that was typed
 VALUE = (
     r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d[\d.e+-]*(?!\w)|None|True|False"""
     r"""|[\[(][^\])]*[\])]"""
@@ -161,10 +171,10 @@ def in_options(text: str, commands: Iterable[click.Command]) -> str:
     # what was typed is shown as it was typed
     typed = [word for word in sys.argv[1:] if "/" in word or "=" in word or word in options]
     for number, word in enumerate(typed):
-        text = text.replace(word, f"\ue000{number}\ue001")
+        text = text.replace(word, f"{TYPED[0]}{number}{TYPED[1]}")
     text = _with_options(text, options)
     for number, word in enumerate(typed):
-        text = text.replace(f"\ue000{number}\ue001", word)
+        text = text.replace(f"{TYPED[0]}{number}{TYPED[1]}", word)
     return text
 
 
@@ -172,16 +182,22 @@ def _with_options(text: str, options: Mapping[str, str]) -> str:
     for phrase, other in PHRASES.items():
         text = text.replace(phrase, other)
     names = "|".join(sorted(options, key=len, reverse=True))
+    several_words = "|".join(name for name in options if "_" in name)
+    # in one pass, so that a value, which may have such a name as well, is not replaced once more
     text = re.sub(
-        rf"(?<![\w.'\"/`-])({names})=({VALUE})(?![\w/])",
-        lambda m: f"{options[m[1]]} {_shown(m[2])}",
+        r"--[a-z][a-z0-9-]* \S+"
+        rf"|(?<![\w.'\"/`-])(?P<name>{names})=(?P<value>{VALUE})(?![\w/])"
+        rf"|(?<![\w.'\"/-])`?(?P<alone>{several_words})`?(?!\.?\w|['\"/=\]-])",
+        lambda found: _in_option(found, options),
         text,
     )
-    several_words = "|".join(name for name in options if "_" in name)
-    text = re.sub(
-        rf"(?<![\w.'\"/-])`?({several_words})`?(?![\w.'\"/=\]-])", lambda m: options[m[1]], text
-    )
     return re.sub(r"\badata\.(?=(?:X|obs|var|obsm|uns|layers|raw)\b)", "", text)
+
+
+def _in_option(found: re.Match[str], options: Mapping[str, str]) -> str:
+    if found["name"]:
+        return f"{options[found['name']]} {_shown(found['value'])}"
+    return options[found["alone"]] if found["alone"] else found[0]
 
 
 def is_first_process() -> bool:
@@ -213,7 +229,8 @@ def _shown(value: str) -> str:
         return value
     if isinstance(found, list | tuple):
         return ",".join(map(str, found))
-    return shlex.quote(str(found))
+    text = str(found)
+    return text if TYPED[0] in text else shlex.quote(text)
 
 
 def _message(error: Exception) -> str:

@@ -62,11 +62,9 @@ def evaluate(
 def _evaluate(
     adata: AnnData, label_key: str, use_rep: str, batch_key: str | None, seed: int
 ) -> dict[str, Any]:
-    import numpy as np
-
     from dra_scvi import metrics
 
-    embedding, labels = np.asarray(adata.obsm[use_rep]), adata.obs[label_key]
+    embedding, labels = adata.obsm[use_rep], adata.obs[label_key]
     scores: dict[str, Any] = dict(clustering(embedding, labels, seed))
     if batch_key is not None:
         scores["integration"] = metrics.integration(embedding, labels, adata.obs[batch_key])

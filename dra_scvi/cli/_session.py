@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._config import config_option
+from dra_scvi.cli._config import CONFIG, config_option
 from dra_scvi.cli._errors import PROGRAM, in_options, is_first_process, one_line
 from dra_scvi.cli._paths import FileName, JsonName, PathName, to_write
 from dra_scvi.cli._result import Result, finish
@@ -190,8 +190,10 @@ class Common:
         from dra_scvi._outputs.rehearsal import rehearse, remove_empty
 
         json = [] if self.json in (None, "-") else to_write("--json", Path(str(self.json)))
-        made = rehearse([*outputs, *json], inputs, self.force)
-        click.get_current_context().call_on_close(lambda: remove_empty(made))
+        context = click.get_current_context()
+        config = {"--config": context.meta[CONFIG]} if CONFIG in context.meta else {}
+        made = rehearse([*outputs, *json], {**inputs, **config}, self.force)
+        context.call_on_close(lambda: remove_empty(made))
 
 
 def _common_options() -> list[click.Option]:
@@ -277,14 +279,20 @@ def _marked(debug: bool) -> Iterator[None]:
 
 
 def _check_accelerator(name: str) -> None:
-    """Refuse names that Lightning does not know; it tells itself what is not there."""
-    if name in ("auto", "cpu", "gpu"):
+    """Refuse names that Lightning does not know, and what is not there."""
+    if name in ("auto", "cpu"):
         return
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
-    known = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
-    if name not in known:
-        raise click.UsageError(f"--accelerator {name}: choose one of {', '.join(known)}.")
+    known = {key: AcceleratorRegistry[key]["accelerator"] for key in AcceleratorRegistry}
+    choices = sorted({"auto", "gpu", *known})
+    if name not in choices:
+        raise click.UsageError(f"--accelerator {name}: choose one of {', '.join(choices)}.")
+    there = [key for key, accelerator in known.items() if accelerator.is_available()]
+    if name not in there and (name != "gpu" or not {"cuda", "mps"}.intersection(there)):
+        raise click.UsageError(
+            f"--accelerator {name}: there is none here; choose one of auto, {', '.join(there)}."
+        )
 
 
 def _h5ad(ctx: click.Context, param: click.Parameter, value: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dra_scvi.cli._cells import bare, effective_prior, read_or_open, write_cells
+from dra_scvi.cli._config import finite
 from dra_scvi.cli._errors import one_line
 from dra_scvi.cli._paths import FileName, FolderName
 from dra_scvi.cli._remarks import remark
@@ -59,11 +60,15 @@ __all__ = ["train"]
 @click.option("--max-epochs", type=click.IntRange(min=1), help="Passes over the cells.")
 @click.option("--batch-size", type=click.IntRange(min=2), help="Cells in a minibatch.")
 @click.option(
-    "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Step size of Adam."
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    help="Step size of Adam.",
 )
 @click.option(
     "--beta1",
     type=click.FloatRange(0, 1, max_open=True),
+    callback=finite,
     help="Momentum of Adam; with --preset published.",
 )
 @click.option("--n-hidden", type=Widths(), help="Widths of the encoder's hidden layers.")
@@ -71,10 +76,16 @@ __all__ = ["train"]
     "--n-hidden-discriminator", type=Widths(), help="Widths of the discriminators' hidden layers."
 )
 @click.option(
-    "--dropout-rate", type=click.FloatRange(0, 1, max_open=True), help="Share of units dropped."
+    "--dropout-rate",
+    type=click.FloatRange(0, 1, max_open=True),
+    callback=finite,
+    help="Share of units dropped.",
 )
 @click.option(
-    "--leak", type=float, help="Slope of the leaky ReLU below 0; with --preset published."
+    "--leak",
+    type=float,
+    callback=finite,
+    help="Slope of the leaky ReLU below 0; with --preset published.",
 )
 @click.option(
     "--batch-norm/--no-batch-norm",

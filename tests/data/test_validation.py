@@ -216,7 +216,7 @@ def test_stored_zeros_are_no_counts() -> None:
 
 
 def test_missing_matrix_and_wrong_type() -> None:
-    with pytest.raises(InvalidCountsError, match=r"adata.X is None.*layer="):
+    with pytest.raises(InvalidCountsError, match=r"adata.X holds nothing.*layer="):
         validate_counts(AnnData(obs=pd.DataFrame(index=[*"abc"]), var=pd.DataFrame(index=["g"])))
     with pytest.raises(InvalidCountsError, match="complex128, not numbers"):
         validate_counts(named(counts().astype(complex)))

@@ -23,14 +23,14 @@ from anndata import AnnData
 from click.testing import CliRunner
 from scipy import io, sparse
 
-from dra_scvi import datasets, tl
+from dra_scvi import DRA, InvalidCountsError, datasets, metrics, tl
 from dra_scvi._data.minibatches import Minibatches
 from dra_scvi._data.rows import StoredRows
 from dra_scvi._data.validation import validate_counts
 from dra_scvi._inputs.out_of_core import open_stored
 from dra_scvi._inputs.read import read_input
 from dra_scvi.cli import program
-from tests.helpers import cells
+from tests.helpers import cells, fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -789,3 +789,69 @@ def test_the_raw_counts_of_a_zarr_store_are_in_the_output(tmp_path: Path) -> Non
     output = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert (output.raw.X != adata.X).nnz == 0
     assert output.raw.var.equals(adata.var)
+
+
+# -- what holds no counts, and no one value of a cell ------------------------------------------
+
+
+def with_indices(path: Path, **types: str) -> Path:
+    """Write cells whose indices are stored as other types."""
+    cells().write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        for name, kind in types.items():
+            values = file["X"][name][:].astype(kind)
+            del file["X"][name]
+            file["X"][name] = values + 0.5 if name == "indices" and kind == "f4" else values
+    return path
+
+
+@pytest.mark.parametrize("mode", ["--in-memory", "--out-of-core"])
+@pytest.mark.parametrize(
+    "types", [{"indices": "f4"}, {"indices": "f8"}, {"indptr": "f8"}], ids=["3.5", "3.0", "starts"]
+)
+def test_indices_that_are_no_whole_numbers_are_refused(
+    tmp_path: Path, types: dict[str, str], mode: str
+) -> None:
+    """A gene of number 3.5 is no gene, whether counts are read or left in their file."""
+    done = train(with_indices(tmp_path / "cells.h5ad", **types), mode)
+    refused(done, f"whose {next(iter(types))} are of type float", "whole numbers")
+
+
+def test_unsigned_indices_are_read(tmp_path: Path) -> None:
+    """Indices of 64 bits without a sign, which SciPy does not know, are the same genes."""
+    path = with_indices(tmp_path / "cells.h5ad", indices="u8", indptr="u8")
+    assert (read_input(path).X != cells().X).nnz == 0
+    for mode in ("--in-memory", "--out-of-core"):
+        accepted(train(path, mode, "--force"))
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["nothing", "a value"])
+def test_masked_arrays_are_no_counts(mask: bool) -> None:
+    """A masked array is refused in words, by the model's set-up and as a query."""
+    model = fit(cells())
+    adata = cells()
+    adata.X = np.ma.masked_array(adata.X.toarray(), mask=mask & np.eye(60, 12, dtype=bool))
+    for use in (DRA.setup_anndata, model.get_latent_representation):
+        with pytest.raises(InvalidCountsError, match="adata.X is a masked array"):
+            use(adata)
+
+
+def test_masked_values_are_no_part_of_an_embedding() -> None:
+    """What is masked in an embedding is not scored as if it were not."""
+    masked = np.ma.masked_array(np.ones((60, 2)), mask=np.eye(60, 2))
+    with pytest.raises(TypeError, match="masked values"):
+        metrics.clustering(masked, cells().obs["cell_type"])
+
+
+def test_a_column_of_lists_is_no_column_of_batches() -> None:
+    """Lists in a query's column, in that of a new model, or among labels: one value is needed."""
+    model = fit(cells(), batch_key="batch")
+    adata = cells()
+    adata.obs["batch"] = [["a"]] * 60
+    words = r"must hold one value per cell; the first that is none is a list, \['a'\]"
+    with pytest.raises(ValueError, match=words):
+        model.get_latent_representation(adata)
+    with pytest.raises(ValueError, match=words):
+        tl.dra(adata, batch_key="batch", max_epochs=1)
+    with pytest.raises(ValueError, match=words):
+        metrics.clustering(np.ones((60, 2)), adata.obs["batch"])

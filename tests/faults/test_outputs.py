@@ -531,3 +531,78 @@ def test_drafts_of_killed_runs_are_cleared(source: Path, tmp_path: Path) -> None
     assert len(names) == 3
     assert {living.name, "out.h5ad"} < set(names)
     assert sum(name.endswith("other.h5ad") for name in names) == 1
+
+
+# -- what is read is not written over ----------------------------------------------------------
+
+
+def kept(files: dict[Path, bytes], *args: object) -> None:
+    """Check that a command is refused, and that what it reads is as it was."""
+    result = invoke(*args, "--force")
+    assert_refused_before_training(result, 73, "never written to")
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Return a folder with a matrix, labels, and names of genes."""
+    folder = tmp_path / "labelled"
+    folder.mkdir()
+    (folder / "counts.mtx").write_text("%%MatrixMarket matrix coordinate integer general\n")
+    (folder / "labels.txt").write_text("T\nB\n")
+    (folder / "genes.txt").write_text("G1\nG2\n")
+    return folder
+
+
+def test_names_of_genes_are_an_input(tmp_path: Path, labelled: Path) -> None:
+    """`genes.txt` of an input folder is not replaced by the figures."""
+    genes = labelled / "genes.txt"
+    train = ("train", labelled, "--output", tmp_path / "out.h5ad", "--json", genes)
+    kept({genes: genes.read_bytes()}, *train)
+
+
+@pytest.mark.parametrize("option", ["--json", "--metrics-log"])
+def test_what_an_input_folder_links_to_is_an_input(
+    tmp_path: Path, labelled: Path, option: str
+) -> None:
+    """The file that `labels.txt` is a link to is not written to, under its own name either."""
+    own = tmp_path / "types.csv"
+    (labelled / "labels.txt").rename(own)
+    (labelled / "labels.txt").symlink_to(own)
+    train = ("train", labelled, "--output", tmp_path / "out.h5ad", "--label-key", "cell_type")
+    kept({own: own.read_bytes()}, *train, option, own)
+
+
+def test_what_a_model_folder_links_to_is_an_input(tmp_path: Path) -> None:
+    """The file that `model.pt` is a link to is not replaced by the cells that it embeds."""
+    model = tmp_path / "model"
+    model.mkdir()
+    weights = tmp_path / "weights.h5ad"
+    weights.write_bytes(b"weights")
+    (model / "model.pt").symlink_to(weights)
+    cells().write_h5ad(tmp_path / "cells.h5ad")
+    embed = ("embed", tmp_path / "cells.h5ad", "--model", model, "--output", weights)
+    kept({weights: b"weights"}, *embed)
+
+
+def test_the_file_of_options_is_an_input(tmp_path: Path) -> None:
+    """`--config` names a file that no output takes the place of."""
+    config = tmp_path / "options.yaml"
+    config.write_text("n-latent: 3\n")
+    cells().write_h5ad(tmp_path / "cells.h5ad")
+    train = ("train", tmp_path / "cells.h5ad", "--output", tmp_path / "out.h5ad")
+    kept({config: config.read_bytes()}, *train, "--config", config, "--json", config)
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["file", "link"])
+def test_a_model_folder_holds_no_input(tmp_path: Path, linked: bool) -> None:
+    """`train D/adata.h5ad --model-dir D` does not make the cells a part of the model."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = folder / "adata.h5ad"
+    cells().write_h5ad(tmp_path / "own.h5ad" if linked else path)
+    if linked:
+        path.symlink_to(tmp_path / "own.h5ad")
+    train = ("train", path, "--output", tmp_path / "out.h5ad", "--model-dir", folder)
+    kept({path: path.read_bytes()}, *train)
+    assert [file.name for file in folder.iterdir()] == ["adata.h5ad"]
