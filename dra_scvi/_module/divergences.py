@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def bhattacharyya(h_real: Tensor, h_fake: Tensor) -> Tensor:
+def bhattacharyya(h_real: Tensor, h_fake: Tensor, weight: Tensor | None = None) -> Tensor:
     r"""Variational lower bound of the Bhattacharyya distance.
 
     With :math:`BC(p, q) = \int \sqrt{pq}`, for every function :math:`h`,
@@ -31,6 +31,8 @@ def bhattacharyya(h_real: Tensor, h_fake: Tensor) -> Tensor:
         Discriminator output on samples of `p`, shape ``(n_cells,)``.
     h_fake
         Discriminator output on samples of `q`, shape ``(n_cells,)``.
+    weight
+        How much each sample of `q` counts, of mean 1, shape ``(n_cells,)``; `None` for all alike.
 
     Returns
     -------
@@ -48,6 +50,8 @@ def bhattacharyya(h_real: Tensor, h_fake: Tensor) -> Tensor:
     >>> bhattacharyya(torch.zeros(4), torch.zeros(4)).item()
     0.0
     """
+    if weight is not None:
+        h_fake = h_fake + weight.log()
     return math.log(2.0) - torch.logaddexp(_log_mean_exp(-h_real), _log_mean_exp(h_fake))
 
 
@@ -55,7 +59,7 @@ def _log_mean_exp(values: Tensor) -> Tensor:
     return torch.logsumexp(values, 0) - math.log(values.numel())
 
 
-def jensen_shannon(h_real: Tensor, h_fake: Tensor) -> Tensor:
+def jensen_shannon(h_real: Tensor, h_fake: Tensor, weight: Tensor | None = None) -> Tensor:
     r"""Variational lower bound of the Jensen-Shannon divergence.
 
     .. math:: JS(p, q) \ge \ln 2 + \tfrac12 E_p[\ln \sigma(h)] + \tfrac12 E_q[\ln \sigma(-h)],
@@ -68,6 +72,8 @@ def jensen_shannon(h_real: Tensor, h_fake: Tensor) -> Tensor:
         Discriminator output on samples of `p`, shape ``(n_cells,)``.
     h_fake
         Discriminator output on samples of `q`, shape ``(n_cells,)``.
+    weight
+        How much each sample of `q` counts, of mean 1, shape ``(n_cells,)``; `None` for all alike.
 
     Returns
     -------
@@ -83,7 +89,9 @@ def jensen_shannon(h_real: Tensor, h_fake: Tensor) -> Tensor:
     >>> jensen_shannon(torch.zeros(4), torch.zeros(4)).item()
     0.0
     """
-    return math.log(2.0) + 0.5 * (logsigmoid(h_real).mean() + logsigmoid(-h_fake).mean())
+    fake = logsigmoid(-h_fake)
+    fake = fake if weight is None else weight * fake
+    return math.log(2.0) + 0.5 * (logsigmoid(h_real).mean() + fake.mean())
 
 
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

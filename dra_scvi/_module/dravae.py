@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._kernels.likelihood import log_counts, log_expression
 from dra_scvi._module.autoencoder import Autoencoder
+from dra_scvi._module.composition import Composition
 from dra_scvi._module.divergences import DIVERGENCES, scale_gradient
 from dra_scvi._module.embedding import Embedding, with_present_names
 from dra_scvi._module.networks import Discriminator, set_decoder_widths, set_widths
@@ -168,6 +169,8 @@ class DRAVAE(Autoencoder):
             set_widths(self.z_encoder.encoder, widths)
             set_decoder_widths(self.decoder, widths[::-1])
         self.prior = _make_prior(prior, n_latent, latent_distribution, n_components, prior_anchor)
+        n_components = getattr(self.prior, "n_components", 1)
+        self.composition = Composition(max(1, n_batch), n_components)
         self.divergence = _choose(DIVERGENCES, "divergence", divergence)
         self.embedding = Embedding(n_latent, n_neighbors, expression_axes)
         make = self._discriminator_cls
@@ -205,6 +208,7 @@ class DRAVAE(Autoencoder):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         with_present_names(state_dict, prefix)
+        state_dict.setdefault(f"{prefix}composition.shares", self.composition.shares)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def matching(
@@ -214,6 +218,7 @@ class DRAVAE(Autoencoder):
         generative_outputs: dict[str, Any],
         latent_weight: float = 1.0,
         data_weight: float = 1.0,
+        within_components: bool = True,
         gather: Callable[[Tensor], Tensor] = _alone,
     ) -> dict[str, Tensor]:
         """Both divergences of dual matching, with the gradient of a two-player game.
@@ -235,6 +240,9 @@ class DRAVAE(Autoencoder):
             λ_z, weight for the autoencoder of the divergence of codes from the prior.
         data_weight
             λ_x, weight for the autoencoder of the divergence of reconstructions from the data.
+        within_components
+            Whether, with several batches and a mixture prior, codes are weighed so that batches of
+            unlike composition match (:class:`~dra_scvi._module.composition.Composition`).
         gather
             From the scores of this minibatch to those of all that are trained on together.
 
@@ -244,22 +252,33 @@ class DRAVAE(Autoencoder):
         """
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
 
-        def estimate(h_real: Tensor, h_fake: Tensor) -> Tensor:
-            return DIVERGENCES[self.divergence](gather(h_real), gather(h_fake))
+        def estimate(h_real: Tensor, h_fake: Tensor, weight: Tensor | None = None) -> Tensor:
+            weight = None if weight is None else gather(weight)
+            return DIVERGENCES[self.divergence](gather(h_real), gather(h_fake), weight)
 
         terms = {}
         if latent_weight:
             z = inference_outputs[MODULE_KEYS.Z_KEY]
             prior_z = self.z_encoder.z_transformation(self.prior.sample(len(z)))
             score = partial(self.latent_discriminator, batch_index=batch_index)
+            weight = self._weigh(z, batch_index) if within_components else None
             z = scale_gradient(z, -latent_weight)
-            terms["latent_divergence"] = estimate(score(prior_z), score(z))
+            terms["latent_divergence"] = estimate(score(prior_z), score(z), weight)
         if data_weight:
             x, x_hat = self._expression(tensors, generative_outputs)
             score = partial(self.data_discriminator, batch_index=batch_index[: len(x)])
             x_hat = scale_gradient(x_hat, -data_weight)
             terms["data_divergence"] = estimate(score(x), score(x_hat))
         return terms
+
+    def _weigh(self, z: Tensor, batch_index: Tensor) -> Tensor | None:
+        """Weigh codes by the composition of their batches; `None` where all count alike."""
+        if self.n_batch < 2 or not isinstance(self.prior, MixturePrior):
+            return None
+        responsibilities = self.prior.responsibilities(z)
+        batch = batch_index.long().view(-1)
+        self.composition.update(responsibilities, batch)
+        return self.composition.weights(responsibilities, batch)
 
     def _expression(
         self, tensors: dict[str, Tensor], generative_outputs: dict[str, Any]

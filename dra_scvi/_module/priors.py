@@ -185,11 +185,20 @@ class MixturePrior(Prior):
 
     def log_mixture(self, z: Tensor) -> Tensor:
         """Log density of the mixture alone at codes ``(..., n_latent)``, shape ``(...,)``."""
+        return torch.logsumexp(self._log_joint(z), -1)
+
+    @torch.no_grad()
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """Probability that a code is of each component, shape ``(..., n_components)``."""
+        return self._log_joint(z).softmax(-1)
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        """Log density of codes and components together, shape ``(..., n_components)``."""
         scale = self.scale
         distance = (z.unsqueeze(-2) - self.loc) / scale
         log_normaliser = torch.log(scale).sum(-1) + self.n_latent / 2 * math.log(2 * math.pi)
         log_components = -0.5 * distance.square().sum(-1) - log_normaliser
-        return torch.logsumexp(self.logits.log_softmax(-1) + log_components, -1)
+        return self.logits.log_softmax(-1) + log_components
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Lower bound of the log density of codes ``(..., n_latent)``, shape ``(...,)``."""

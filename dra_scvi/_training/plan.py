@@ -81,6 +81,10 @@ class DualMatchingPlan(ResumablePlan):
         or for 10 with several batches.
     data_weight
         λ_x, weight of the divergence of reconstructions from the data; 0 leaves the term out.
+    within_components
+        Whether batches are matched within the components of a mixture prior, so that a type that
+        a batch lacks is not filled with other cells of it
+        (:class:`~dra_scvi._module.composition.Composition`).
     discriminator_lr
         Learning rate of both discriminators. They learn more slowly than the autoencoder: one that
         tells the samples apart for certain has no gradient left to give.
@@ -110,6 +114,7 @@ class DualMatchingPlan(ResumablePlan):
         *,
         latent_weight: float | None = None,
         data_weight: float = 1.0,
+        within_components: bool = True,
         discriminator_lr: float = 1e-4,
         n_epochs_kl_warmup: int | Literal["auto"] | None = "auto",
         n_steps_kl_warmup: int | None = None,
@@ -132,6 +137,7 @@ class DualMatchingPlan(ResumablePlan):
         self.data_weight = data_weight if is_trainable(module.data_discriminator) else 0.0
         if "weight_decay" not in kwargs and not is_trainable(module):
             self.weight_decay = 0.0  # it would move weights whose gradient scArches masks
+        self.within_components = within_components
         self.discriminator_lr = discriminator_lr
         self.prior_start = prior_start
         self.gradient_clip_val = gradient_clip_val
@@ -151,6 +157,7 @@ class DualMatchingPlan(ResumablePlan):
             generative,
             self.latent_weight,
             self.data_weight,
+            self.within_components,
             partial(gathered_scores, trainer=self.trainer),
         )
         self._record(output, divergences, batch_idx)

@@ -11,6 +11,7 @@ from scvi import REGISTRY_KEYS
 from scvi.module import VAE
 
 from dra_scvi import DRAVAE
+from dra_scvi._module.divergences import bhattacharyya
 
 N_GENES, N_BATCH, N_CELLS = 12, 3, 16
 UNUSED_BY_SCVI = ("l_encoder", "decoder.px_r_decoder")
@@ -320,3 +321,41 @@ def test_a_copy_is_independent() -> None:
 def test_the_prior_follows_the_latent_distribution(latent_distribution: str, prior: str) -> None:
     module = build(latent_distribution=latent_distribution)
     assert type(module.prior).__name__ == prior
+
+
+def test_batches_are_matched_within_components() -> None:
+    """Oracle: the divergence with every code weighed by what its batch is composed of."""
+    module = build(prior="mixture", n_components=2)
+    with torch.no_grad():
+        module.prior.loc[0], module.prior.loc[1] = -0.1, 0.1
+        module.prior.raw_scale.fill_(-2.0)
+    shares = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    module.composition.shares.copy_(shares)
+    (inference, generative, _), tensors = run(module, minibatch(90))
+    z, batch = inference["z"], tensors[REGISTRY_KEYS.BATCH_KEY]
+    torch.manual_seed(9)
+    alike = module.matching(tensors, inference, generative, within_components=False)
+    torch.manual_seed(9)
+    apart = module.matching(tensors, inference, generative)
+    weight = module.composition.weights(module.prior.responsibilities(z), batch.view(-1))
+    assert weight.std() > 0.01
+    torch.manual_seed(9)
+    h_real = module.latent_discriminator(module.prior.sample(len(z)), batch)
+    h_fake = module.latent_discriminator(z, batch)
+    expected = bhattacharyya(h_real, h_fake, weight)
+    torch.testing.assert_close(apart["latent_divergence"], expected)
+    assert not torch.equal(apart["latent_divergence"], alike["latent_divergence"])
+
+
+@pytest.mark.parametrize("options", [{"n_batch": 1}, {"prior": "normal"}, {"prior": "uniform"}])
+def test_without_batches_or_components_all_codes_count_alike(options: dict[str, Any]) -> None:
+    module = build(**options)
+    (inference, _, _), tensors = run(module, minibatch())
+    assert module._weigh(inference["z"], tensors[REGISTRY_KEYS.BATCH_KEY]) is None
+
+
+def test_a_state_without_compositions_is_loaded() -> None:
+    module = build()
+    state = {k: v for k, v in module.state_dict().items() if not k.startswith("composition")}
+    module.load_state_dict(state)
+    assert torch.equal(module.composition.shares, build().composition.shares)

@@ -242,6 +242,18 @@ def test_a_mixture_prior_starts_from_the_codes_when_it_is_time(adata: AnnData) -
     torch.testing.assert_close(model.module.prior.loc.detach(), loc, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_compositions_are_learned_where_batches_are_matched_within_components(
+    adata: AnnData, within: bool
+) -> None:
+    model = make(adata, prior="mixture", n_components=5)
+    assert torch.equal(model.module.composition.shares, torch.full((2, 5), 0.2))
+    model.train(max_epochs=4, plan_kwargs={"within_components": within}, **QUIET)
+    shares = model.module.composition.shares
+    assert (float(shares.std()) > 1e-3) == within
+    torch.testing.assert_close(shares.sum(1), torch.ones(2))
+
+
 @pytest.mark.parametrize(
     "options",
     [
