@@ -115,16 +115,20 @@ def test_rows_of_built_in_models(every_model: tuple[AnnData, pd.DataFrame]) -> N
     assert (table["scvi_tools"] == scvi.__version__).all()
 
 
-def test_short_scvi_is_scvi_for_as_many_epochs_as_dra(adata: AnnData) -> None:
-    """Which are more with batches and with few dimensions; a number that is named holds."""
-
-    def epochs(n_latent: int, batch_key: str | None) -> int:
-        plan = {"n_latent": n_latent, "batch_key": batch_key, "max_epochs": None}
-        cells = adata[:40].copy()
-        return int(compare(cells, "scvi-short", **plan)["epochs"][0])
-
-    for k, batch_key, n_batch in ((10, None, 1), (10, "batch", 2)):
-        assert epochs(k, batch_key) == default_max_epochs(40, n_latent=k, n_batch=n_batch)
+def test_short_scvi_is_scvi_for_as_many_epochs_as_dra(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which are more with batches and in few dimensions; a number that is named holds."""
+    for name, value in (("MIN_STEPS", 1), ("MIN_EPOCHS", 1), ("MAX_EPOCHS", 16)):
+        monkeypatch.setattr(f"dra_scvi._model.epochs.{name}", value)
+    cells, found = adata[:40].copy(), []
+    for k, batch_key in ((2, None), (10, None), (10, "batch")):
+        options = {"batch_key": batch_key, "n_latent": k, "max_epochs": None}
+        found += compare(cells, "scvi-short", **options)["epochs"].tolist()
+    expected = [
+        default_max_epochs(40, n_latent=k, n_batch=n) for k, n in ((2, 1), (10, 1), (10, 2))
+    ]
+    assert found == expected == [8, 2, 4]
     table = compare(adata, ("scvi", "scvi-short"), n_latent=5, max_epochs=1)
     assert table["epochs"].tolist() == [1, 1]
     assert table["nmi"][0] == table["nmi"][1]
