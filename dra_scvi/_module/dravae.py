@@ -15,6 +15,7 @@ from dra_scvi._module.autoencoder import Autoencoder
 from dra_scvi._module.divergences import DIVERGENCES, scale_gradient
 from dra_scvi._module.embedding import Embedding, with_present_names
 from dra_scvi._module.networks import Discriminator, set_decoder_widths, set_widths
+from dra_scvi._module.population import Population
 from dra_scvi._module.priors import PRIORS, MixturePrior, Prior, default_prior
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class DRAVAE(Autoencoder):
         self.prior = _make_prior(prior, n_latent, latent_distribution, n_components, prior_anchor)
         self.divergence = _choose(DIVERGENCES, "divergence", divergence)
         self.embedding = Embedding(n_latent, n_neighbors)
+        self.population = Population(n_latent, n_batch)
         make = self._discriminator_cls
         self.latent_discriminator = make(n_latent, n_hidden_discriminator, n_batch)
         self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)

@@ -21,6 +21,7 @@ N_FOLDS = 5
 MOST_GENES = 500
 MOST_CELLS = 2_000
 LEAST_CELLS = 10
+TINY = 1e-12
 
 
 def realism(
@@ -111,11 +112,11 @@ def realism(
     drawn = [side[np.sort(rng.permutation(side.shape[0])[:n_cells])] for side in sides[:2]]
     depth = float(np.median(_totals(drawn[0])))
     logs = [_log_scaled(side, depth) for side in (*drawn, sides[2])]
-    points = _components(logs, n_components, seed)
+    first, second = _components(logs, n_components, seed)
     return {
-        "accuracy": _accuracy(*points, seed),
-        **_neighborhoods(*points, n_neighbors),
-        "mmd": _mmd(points[0][:MOST_CELLS], points[1][:MOST_CELLS]),
+        "accuracy": _accuracy(first, second, seed),
+        **_neighborhoods(first, second, n_neighbors),
+        "mmd": _mmd(first[:MOST_CELLS], second[:MOST_CELLS]),
         **_gene_distances(*logs[:2]),
         "zeros": float(np.abs(_zeros(drawn[0]) - _zeros(drawn[1])).mean()),
         "depth": _ks(*map(_totals, drawn)),
@@ -226,7 +227,7 @@ def _mmd(real: Points, generated: Points) -> float:
     n = len(real)
     with own_threads():
         median = float(np.median(pairwise_distances(real)[np.triu_indices(n, 1)]))
-        gamma = 0.5 / max(median, np.finfo(np.float32).tiny) ** 2
+        gamma = 0.5 / max(median * median, TINY)
         within = sum(
             (rbf_kernel(side, gamma=gamma).sum() - n) / (n * (n - 1)) for side in (real, generated)
         )
