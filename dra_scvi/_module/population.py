@@ -21,6 +21,7 @@ CELLS_PER_COMPONENT = 60
 # added to variances, as a share of those of all cells
 RIDGE = 1e-2
 TINY = 1e-6
+LEAST_DRAWS = 2
 
 
 class Drawn(NamedTuple):
@@ -90,6 +91,8 @@ class Population(nn.Module):
     def fit(self, codes: Tensor, log_depths: Tensor, batches: Tensor, all_batches: Tensor) -> None:
         """Learn from cells; those whose code or depth is not finite are passed over.
 
+        Less than two draws teach nothing.
+
         Parameters
         ----------
         codes
@@ -105,7 +108,7 @@ class Population(nn.Module):
         z, depth = codes[finite].double().numpy(), log_depths[finite].double().numpy()
         batch = batches[finite].numpy()
         self.shares.zero_()
-        if not len(z):
+        if len(z) < LEAST_DRAWS:
             return
         n_batch = self.shares.shape[1]
         offsets = _batch_offsets(z, depth, batch, n_batch)

@@ -78,7 +78,7 @@ def test_what_cannot_be_made_is_refused_before_any_file(model: Path, tmp_path: P
     adata = cells()
     PublishedDRA.setup_anndata(adata)
     other = PublishedDRA(adata)
-    other.train(max_epochs=1, **QUIET)
+    other.train(max_epochs=1, batch_size=16, **QUIET)
     other.save(str(published))
     cases: tuple[tuple[tuple[object, ...], int, str], ...] = (
         ((model, "--n-cells", 0), 2, "--n-cells"),

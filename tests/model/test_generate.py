@@ -26,7 +26,7 @@ def model() -> DRA:
 
 @pytest.fixture(scope="module")
 def learned() -> DRA:
-    """A model that has seen enough of 600 cells of two types, one of them three times as deep."""
+    """Return a model of 600 cells of two types, one of them three times as deep."""
     adata = datasets.synthetic(n_cells=600, n_genes=40, n_types=2, seed=1)
     deep = adata.obs["cell_type"] == adata.obs["cell_type"].iloc[0]
     counts = adata.X.toarray()
@@ -56,7 +56,7 @@ def test_a_seed_decides_all_and_disturbs_nothing(model: DRA) -> None:
     def states() -> list[Any]:
         return [
             random.getstate(),
-            np.random.get_state()[1].tolist(),
+            np.random.get_state()[1].tolist(),  # noqa: NPY002
             torch.get_rng_state().tolist(),
         ]
 
