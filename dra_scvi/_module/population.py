@@ -35,12 +35,12 @@ class Drawn(NamedTuple):
 class Population(nn.Module):
     r"""A mixture of Gaussians over codes and depths together, fitted after training.
 
-    .. math:: p(z, \ln \ell - o_b \mid b) = \sum_k \pi_{k|b} \, N(\mu_k, \Sigma_k)
+    .. math:: p((z, \ln \ell) - o_b \mid b) = \sum_k \pi_{k|b} \, N(\mu_k, \Sigma_k)
 
     with covariances of their own, so that depth goes with the code. Batches share the Gaussians;
-    each has its own shares of them, and an offset of its depths, by regression of
-    :math:`\ln \ell` on batch and code. The prior that a model is trained with has to hold codes
-    in place while they are learned, and is a rougher picture of where they came to lie.
+    each has its own shares of them, and an offset: what sets its cells apart within Gaussians,
+    where training has not mixed batches to the end. The prior that a model is trained with has to
+    hold codes in place while they are learned, and is a rougher picture of where they came to lie.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Population(nn.Module):
         self.scale_tril: Tensor
         # batches come last, where scArches makes room for those of a query
         self.register_buffer("shares", torch.zeros(N_COMPONENTS, n_batch))
-        self.register_buffer("offsets", torch.zeros(n_batch))
+        self.register_buffer("offsets", torch.zeros(n_features, n_batch))
         self.register_buffer("loc", torch.zeros(N_COMPONENTS, n_features))
         self.register_buffer("scale_tril", torch.zeros(N_COMPONENTS, n_features, n_features))
 
@@ -111,11 +111,21 @@ class Population(nn.Module):
         if len(z) < LEAST_DRAWS:
             return
         n_batch = self.shares.shape[1]
-        offsets = _batch_offsets(z, depth, batch, n_batch)
-        features = np.column_stack([z, depth - offsets[batch]])
-        centre, spread = features.mean(0), np.maximum(features.std(0), TINY)
-        weights, means, covariances = _gaussians((features - centre) / spread, len(all_batches))
-        members = np.eye(n_batch)[batch].T @ weights
+        of_batch = np.eye(n_batch)[batch]
+        offsets = np.zeros(self.offsets.shape)
+        # depths of batches may be far apart, which would take Gaussians of their own
+        predictors = np.column_stack([of_batch, z])
+        offsets[-1] = np.linalg.lstsq(predictors, depth, rcond=None)[0][:n_batch]
+        for is_first in (True, False):
+            features = np.column_stack([z, depth]) - offsets[:, batch].T
+            centre, spread = features.mean(0), np.maximum(features.std(0), TINY)
+            scaled = (features - centre) / spread
+            weights, means, covariances = _gaussians(scaled, len(all_batches))
+            if not is_first or len(np.unique(batch)) == 1:
+                break
+            residuals = of_batch.T @ (scaled - weights @ means)
+            offsets += (residuals / np.maximum(of_batch.sum(0), 1)[:, None] * spread).T
+        members = of_batch.T @ weights
         members /= np.maximum(members.sum(1, keepdims=True), TINY)
         sizes = torch.bincount(all_batches, minlength=n_batch).numpy() / len(all_batches)
         for buffer, values in (
@@ -147,15 +157,8 @@ class Population(nn.Module):
         for k in components.unique():
             chosen = components == k
             features[chosen] += noise[chosen] @ scale_tril[k].T
-        return Drawn(features[:, :-1], features[:, -1] + self.offsets.cpu()[batches], components)
-
-
-def _batch_offsets(
-    z: NDArray[Any], depth: NDArray[Any], batch: NDArray[Any], n_batch: int
-) -> NDArray[Any]:
-    """How depths of batches differ between cells of one code, 0 for batches without cells."""
-    predictors = np.column_stack([np.eye(n_batch)[batch], z])
-    return np.linalg.lstsq(predictors, depth, rcond=None)[0][:n_batch]
+        features = features + self.offsets.cpu()[:, batches].T
+        return Drawn(features[:, :-1], features[:, -1], components)
 
 
 def _gaussians(

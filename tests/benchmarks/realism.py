@@ -16,7 +16,6 @@ import argparse
 import logging
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +40,8 @@ from dra_scvi.benchmark._cells import prepare
 from dra_scvi.metrics._realism import _log_scaled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
 TABLE = Path(__file__).parent / "results" / "realism.csv"
