@@ -19,6 +19,7 @@ from dra_scvi._model.arguments import (
     takes_cells,
 )
 from dra_scvi._model.base import BaseDRA
+from dra_scvi._model.generating import GeneratingMixin
 from dra_scvi._model.getters import INFERENCE_BATCH_SIZE
 from dra_scvi._model.hand_over import as_scvi
 from dra_scvi._module.dravae import DRAVAE, hidden_widths
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
 CALIBRATION_CELLS = 2_048
 
 
-@with_own_threads("differential_abundance", "get_importance_weights", "get_latent_representation")
-class DRA(BaseDRA):
+@with_own_threads(
+    "differential_abundance", "generate", "get_importance_weights", "get_latent_representation"
+)
+class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
     """Embed single cells with an adversarial variational autoencoder with dual matching (DR-A).
 
     A drop-in for :class:`~scvi.model.SCVI`: registration, training, every getter, differential
@@ -180,7 +183,9 @@ class DRA(BaseDRA):
             self._validate_anndata()
 
     def _calibrate(self) -> None:
-        """Take from the cells how codes are embedded; a query keeps what its reference took.
+        """Take from the cells how codes are embedded, and where they lie, by which cells are made.
+
+        A query keeps the embedding that its reference took.
 
         Raises
         ------
@@ -189,9 +194,15 @@ class DRA(BaseDRA):
         """
         is_query = not all(p.requires_grad for p in self.module.decoder.parameters())
         has_axes = self.module.latent_distribution == "normal"
-        if not has_axes or is_query or self.adata is None:
+        if self.adata is None:
             return
         adata = self._validate_anndata()
+        if has_axes and not is_query:
+            self._learn_embedding(adata)
+        self._learn_population(adata)
+        share_buffers(self.module, self.trainer)
+
+    def _learn_embedding(self, adata: AnnData) -> None:
         cells = evenly_spaced(adata.n_obs, CALIBRATION_CELLS).numpy()
         loader = self._make_data_loader(adata, cells, batch_size=INFERENCE_BATCH_SIZE)
         epoch, step = max(self.trainer.current_epoch - 1, 0), self.trainer.fit_loop.batch_idx

@@ -157,6 +157,49 @@ class Autoencoder(VAE):
             outputs[MODULE_KEYS.PZ_KEY] = self.prior
         return outputs
 
+    def code_and_depth(self, tensors: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Draw what counts are decoded from: codes before any transformation, and ln of depths.
+
+        The depth of a cell is its total, observed or inferred, or its size factor.
+        """
+        outputs = self.inference(**self._get_inference_input(tensors))
+        log_depth = outputs[MODULE_KEYS.LIBRARY_KEY]
+        if self.use_size_factor_key:
+            log_depth = tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].log()
+        return outputs[MODULE_KEYS.QZ_KEY].sample(), log_depth.view(-1)
+
+    def decode(self, codes: Tensor, log_depth: Tensor, **given: Tensor) -> tuple[Tensor, Any]:
+        """Return transformed codes, and the distribution of the counts of cells of a given depth.
+
+        Zero inflation takes counts from the total that the decoder is told of, which it is told
+        more of for that reason: observed totals are what the counts add up to in expectation.
+
+        Parameters
+        ----------
+        codes
+            Codes before any transformation, shape ``(n_cells, n_latent)``.
+        log_depth
+            As from :meth:`code_and_depth`, shape ``(n_cells,)``.
+        **given
+            Batches and covariates, as :meth:`generative` takes them.
+        """
+        z = self.z_encoder.z_transformation(codes.to(self.device))
+        given = {
+            name: value.to(z) if value.is_floating_point() else value
+            for name, value in given.items()
+        }
+        depth = log_depth.to(z)[:, None]
+
+        def counts(library: Tensor) -> Any:
+            factor = library if self.use_size_factor_key else None
+            return self.generative(z, library, size_factor=factor, **given)[MODULE_KEYS.PX_KEY]
+
+        px = counts(depth)
+        is_total = self.use_observed_lib_size and not self.use_size_factor_key
+        if is_total and self.gene_likelihood == "zinb":
+            px = counts(2 * depth - px.mean.sum(-1, keepdim=True).log())
+        return z, px
+
     def compute_embedding(self, key: str, indices: Tensor) -> Tensor:
         """Embed `indices`, shape ``(..., 1)``, also where several codes are drawn for a cell.
 

@@ -16,6 +16,7 @@ from dra_scvi._module.composition import Composition
 from dra_scvi._module.divergences import DIVERGENCES, scale_gradient
 from dra_scvi._module.embedding import Embedding, with_present_names
 from dra_scvi._module.networks import Discriminator, set_decoder_widths, set_widths
+from dra_scvi._module.population import Population
 from dra_scvi._module.priors import PRIORS, MixturePrior, Prior, default_prior
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ class DRAVAE(Autoencoder):
         self.composition = Composition(max(1, n_batch), n_components)
         self.divergence = _choose(DIVERGENCES, "divergence", divergence)
         self.embedding = Embedding(n_latent, n_neighbors, expression_axes)
+        self.population = Population(n_latent, n_batch)
         make = self._discriminator_cls
         self.latent_discriminator = make(n_latent, n_hidden_discriminator, n_batch)
         self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)

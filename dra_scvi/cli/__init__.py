@@ -9,6 +9,7 @@ from dra_scvi.cli._demo import demo
 from dra_scvi.cli._embed import embed
 from dra_scvi.cli._errors import PROGRAM, Program, exit_code
 from dra_scvi.cli._evaluate import evaluate
+from dra_scvi.cli._generate import generate
 from dra_scvi.cli._info import info
 from dra_scvi.cli._train import train
 
@@ -36,7 +37,7 @@ def program(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
-for _subcommand in (train, embed, evaluate, benchmark, info, demo):
+for _subcommand in (train, embed, generate, evaluate, benchmark, info, demo):
     program.add_command(_subcommand)
 
 

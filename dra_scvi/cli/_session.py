@@ -305,14 +305,16 @@ def input_argument() -> Callable[[Any], Any]:
     return click.argument("input_path", metavar="INPUT", type=PATH)
 
 
-def output_option() -> Callable[[Any], Any]:
+def output_option(
+    text: str = "Where INPUT is written with its embedding.",
+) -> Callable[[Any], Any]:
     return click.option(
         "--output",
         type=FileName(),
         required=True,
         callback=_h5ad,
         metavar="OUT.h5ad",
-        help="Where INPUT is written with its embedding.",
+        help=text,
     )
 
 

@@ -9,5 +9,6 @@ from __future__ import annotations
 from dra_scvi.metrics._clustering import cluster, clustering, leiden_matched
 from dra_scvi.metrics._integration import integration
 from dra_scvi.metrics._neighbors import purity
+from dra_scvi.metrics._realism import realism
 
-__all__ = ["cluster", "clustering", "integration", "leiden_matched", "purity"]
+__all__ = ["cluster", "clustering", "integration", "leiden_matched", "purity", "realism"]

@@ -1,0 +1,63 @@
+"""The generate command: cells that a trained model makes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from dra_scvi.cli._cells import write_cells
+from dra_scvi.cli._paths import to_write
+from dra_scvi.cli._result import Result
+from dra_scvi.cli._saved import read_saved
+from dra_scvi.cli._session import PATH, Common, command, output_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@command("generate")
+@click.argument("model_dir", metavar="MODEL", type=PATH)
+# messages about data speak of n_cells, and mean something else
+@click.option(
+    "--n-cells", "how_many", type=click.IntRange(min=1), required=True, help="Number of cells."
+)
+@output_option("Where the cells are written.")
+@click.option(
+    "--batch",
+    multiple=True,
+    metavar="NAME",
+    help="Batch that the cells are of; may be repeated. Default: all, as in training.",
+)
+def generate(
+    common: Common, model_dir: Path, how_many: int, output: Path, batch: tuple[str, ...]
+) -> Result:
+    """Make cells like those that the model saved in MODEL was trained on.
+
+    Writes counts, with the code of each cell, the total that was drawn for it, its batch, and the
+    component of the mixture that it came from. The same seed gives the same cells.
+
+    Example: dra-scvi generate model --n-cells 5000 --output made.h5ad
+    """
+    common.rehearse({"MODEL": model_dir}, *to_write("--output", output))
+    saved = read_saved(model_dir)
+    if saved.class_name != "DRA":
+        raise ValueError(f"{model_dir} is a {saved.class_name}, which makes no cells; DRA does.")
+    from dra_scvi import DRA
+
+    model = DRA.load(str(model_dir), adata=False, accelerator=common.accelerator)
+    common.say(f"making {how_many} cells")
+    generated = model.generate(how_many, list(batch) or None, common.seed)
+    write_cells(generated, output, None, common)
+    key = saved.registry["setup_args"]["batch_key"]
+    of_batch = {} if key is None else generated.obs[key].astype(str).value_counts(sort=False)
+    figures = {
+        "settings": {"n_cells": how_many, "batch": list(batch) or None, "seed": common.seed},
+        "generated": {
+            "n_cells": generated.n_obs,
+            "n_genes": generated.n_vars,
+            "median_depth": float(generated.obs["depth"].median()),
+            "batches": {name: int(n) for name, n in sorted(dict(of_batch).items())},
+        },
+    }
+    return Result(figures)
