@@ -52,11 +52,10 @@ def test_cells_of_another_distribution_are_told_by_every_score(same: dict[str, f
         assert other[name] > 1.5 * same[name], name
 
 
-def test_a_type_that_is_not_generated_costs_coverage_alone() -> None:
-    generated = counts(600, 1)[:300]
-    scores = metrics.realism(counts(300, 0), generated, counts(300, 2))
-    assert scores["precision"] > 0.75
-    assert scores["coverage"] == pytest.approx(0.5, abs=0.07)
+def test_a_type_that_is_not_generated_costs_coverage_alone(same: dict[str, float]) -> None:
+    scores = metrics.realism(counts(300, 0), counts(600, 1)[:300], counts(300, 2))
+    assert scores["precision"] > same["precision"]
+    assert scores["coverage"] < same["coverage"] - 0.2
 
 
 def test_genes_that_are_shuffled_apart_cost_correlations() -> None:
