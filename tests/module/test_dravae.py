@@ -139,7 +139,7 @@ def separately(
     detach: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Both divergences without any gradient trick."""
-    from dra_scvi._module.divergences import DIVERGENCES
+    from dra_scvi._module.matching import DIVERGENCES
 
     estimate = DIVERGENCES[module.divergence]
     batch = tensors[REGISTRY_KEYS.BATCH_KEY]

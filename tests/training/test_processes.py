@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, datasets, metrics, tl
-from dra_scvi._module.divergences import DIVERGENCES
+from dra_scvi._module.matching import DIVERGENCES
 from dra_scvi._training.processes import gathered_scores, trainer_settings
 
 N_GENES, EPOCHS = 60, 40
