@@ -183,7 +183,7 @@ def _without_empty(counts: AnnData, name: str) -> AnnData:
 def _label_codes(column: pd.Series) -> NDArray[np.int64]:
     """Return the number of each label, and refuse labels that nothing can be scored against."""
     name = f"label_key={column.name!r}"
-    codes = _input._label_codes(column, len(column), name)
+    codes = _input.label_codes(column, len(column), name)
     n_types = len(np.unique(codes))
     if n_types < 2:
         raise ValueError(

@@ -938,7 +938,7 @@ def test_interrupted_benchmark_keeps_finished_runs(
 ) -> None:
     args = benchmark_args(source, tmp_path / "table.csv")
     with monkeypatch.context() as patched:
-        score, calls = _compare._scores, []
+        score, calls = _compare.score, []
 
         def stop(*given: Any) -> dict[str, Any]:
             calls.append(given)
@@ -946,7 +946,7 @@ def test_interrupted_benchmark_keeps_finished_runs(
                 os.kill(os.getpid(), signum)
             return score(*given)
 
-        patched.setattr(_compare, "_scores", stop)
+        patched.setattr(_compare, "score", stop)
         result = invoke(*args, "--json", tmp_path / "out.json")
     assert result.exit_code == code
     assert told(result.stderr)[2:] == [
