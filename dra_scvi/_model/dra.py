@@ -253,16 +253,8 @@ class DRA(BaseDRA):
         -------
         Codes, or means and variances where `return_dist` is set.
         """
-        codes = self._codes(
-            adata,
-            indices,
-            give_mean,
-            mc_samples,
-            batch_size,
-            return_dist,
-            dataloader,
-            **data_loader_kwargs,
-        )
+        options = {"mc_samples": mc_samples, "dataloader": dataloader, **data_loader_kwargs}
+        codes = self._codes(adata, indices, give_mean, batch_size, return_dist, **options)
         if return_dist:
             return codes
         return self.module.embedding(torch.from_numpy(codes), average=give_mean).cpu().numpy()
@@ -272,37 +264,29 @@ class DRA(BaseDRA):
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
         give_mean: bool = True,
-        mc_samples: int = 5_000,
         batch_size: int | None = None,
         return_dist: bool = False,
-        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
-        **data_loader_kwargs: Any,
+        **options: Any,
     ) -> Any:
         """Return codes in the coordinates of the decoder, or means and variances."""
         self._check_if_trained(warn=False)
         is_normal = self.module.latent_distribution == "normal"
         has_closed_form = return_dist or (give_mean and is_normal)
+        is_plain = options.get("dataloader") is None and options.keys() <= {
+            "mc_samples",
+            "dataloader",
+        }
         rows = None
-        if has_closed_form and dataloader is None and not data_loader_kwargs:
+        if has_closed_form and is_plain:
             adata = self._validate_anndata(adata)
             manager = self.get_anndata_manager(adata, required=True)
             rows = None if is_minified(adata) else registered_rows(manager)
         if rows is None:
-            codes = super().get_latent_representation(
-                adata,
-                indices,
-                give_mean,
-                mc_samples,
-                batch_size,
-                return_dist,
-                dataloader,
-                **data_loader_kwargs,
-            )
-        else:
-            cells = np.arange(manager.adata.n_obs) if indices is None else np.asarray(indices)
-            codes = self._posterior(rows, cells, batch_size or INFERENCE_BATCH_SIZE)
-            codes = codes if return_dist else codes[0]
-        return codes
+            options |= {"batch_size": batch_size, "return_dist": return_dist}
+            return super().get_latent_representation(adata, indices, give_mean, **options)
+        cells = np.arange(manager.adata.n_obs) if indices is None else np.asarray(indices)
+        codes = self._posterior(rows, cells, batch_size or INFERENCE_BATCH_SIZE)
+        return codes if return_dist else codes[0]
 
     def _posterior(
         self, rows: dict[str, Rows], cells: NDArray[np.int64], batch_size: int
