@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dra_scvi import DRA, datasets, tl
+from dra_scvi.cli import program
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
     from anndata import AnnData
+    from click.testing import Result
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 SMALL = {"n_hidden": 16, "n_latent": 4, "n_hidden_discriminator": [16]}
@@ -63,6 +66,11 @@ def embed(adata: AnnData, seed: int = 0, **changes: Any) -> np.ndarray:
     options = {"max_epochs": 3, "accelerator": "cpu", "model_kwargs": {"n_hidden": 16}}
     tl.dra(adata, seed=seed, train_kwargs=train, **{**options, **changes})
     return adata.obsm["X_dra"]
+
+
+def invoke(*args: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(program, [str(arg) for arg in args])
 
 
 def assert_trained(model: DRA) -> None:

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from lightning.pytorch.callbacks import Callback
 
 from dra_scvi import TrainingInterruptedError
-from dra_scvi.cli import program
-from tests.helpers import STRICT, cells, embed, fit, tree, with_value
+from tests.helpers import STRICT, cells, embed, fit, invoke, tree, with_value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,10 +35,6 @@ def train_command(source: Path, folder: Path, *options: object) -> list[str]:
     args = ["train", source, "--output", folder / "out.h5ad", "--json", folder / "out.json"]
     args += ["--label-key", "cell_type", "--batch-size", 32, "--max-epochs", 4, "--quiet"]
     return [str(arg) for arg in (*args, "--accelerator", "cpu", "--threads", 1, *options)]
-
-
-def invoke(*args: object) -> Any:
-    return CliRunner().invoke(program, [str(arg) for arg in args])
 
 
 STOPS = """
