@@ -50,7 +50,7 @@ class DRA(BaseDRA):
 
     A drop-in for :class:`~scvi.model.SCVI`: registration, training, every getter, differential
     expression, saving, and mapping of query data are inherited. One discriminator matches the
-    codes to the prior, another the reconstructions to the data.
+    latents to the prior, another the reconstructions to the data.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class DRA(BaseDRA):
     latent_distribution
         `"normal"` or `"ln"`, as in scVI.
     prior
-        Prior that codes are matched to: `"normal"`, `"uniform"`, or `"mixture"` for a mixture of
+        Prior that latents are matched to: `"normal"`, `"uniform"`, or `"mixture"` for a mixture of
         Gaussians that is learned with the model. `None` for the mixture, or for the normal where
         `latent_distribution` is `"ln"`.
     n_components
@@ -90,11 +90,11 @@ class DRA(BaseDRA):
     n_hidden_discriminator
         Width of each hidden layer of both discriminators.
     n_neighbors
-        Training cells around a code, to whose mean :meth:`get_latent_representation` moves it;
+        Training cells around a latent, to whose mean :meth:`get_latent_representation` moves it;
         0 for none. Neighbours are then more often of one type, and clusters at a given resolution
         more and smaller; batches mix less.
     expression_axes
-        Whether :meth:`get_latent_representation` puts codes on axes, in order, by the distance
+        Whether :meth:`get_latent_representation` puts latents on axes, in order, by the distance
         between the log-normalised profiles that they predict
         (:func:`~dra_scvi._module.axes.expression_axes`), of tempered lengths.
     **kwargs
@@ -217,7 +217,7 @@ class DRA(BaseDRA):
         dataloader: Iterator[dict[str, Tensor | None]] | None = None,
         **data_loader_kwargs: Any,
     ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the codes of cells, shape ``(n_cells, n_latent)``.
+        """Return the latents of cells, shape ``(n_cells, n_latent)``.
 
         They are the means of q(z|x), as scVI returns them. ``DRA(adata, n_neighbors=30)`` moves
         each to where the training cells that are like it lie on average, those of every batch
@@ -226,7 +226,7 @@ class DRA(BaseDRA):
         ``return_dist=True`` gives q(z|x) itself, in the coordinates of the decoder, and
         ``model.module.embedding`` makes the former of the latter.
 
-        Counts in memory are encoded in large minibatches, without drawing codes.
+        Counts in memory are encoded in large minibatches, without drawing latents.
 
         Parameters
         ----------
@@ -235,10 +235,10 @@ class DRA(BaseDRA):
         indices
             Cells to embed; `None` for all.
         give_mean
-            Whether to go by the mean of q(z|x). Otherwise one code is drawn from it for each cell,
+            Whether to go by the mean of q(z|x). Otherwise one latent is drawn for each cell,
             and not moved to the mean of others.
         mc_samples
-            Number of codes that the mean is estimated from where it has no closed form
+            Number of latents that the mean is estimated from where it has no closed form
             (`latent_distribution="ln"`).
         batch_size
             Cells in a minibatch; `None` for as many as are embedded fastest.
@@ -251,7 +251,7 @@ class DRA(BaseDRA):
 
         Returns
         -------
-        Codes, or means and variances where `return_dist` is set.
+        Latents, or means and variances where `return_dist` is set.
         """
         options = {"mc_samples": mc_samples, "dataloader": dataloader, **data_loader_kwargs}
         codes = self._codes(adata, indices, give_mean, batch_size, return_dist, **options)
@@ -312,7 +312,7 @@ class DRA(BaseDRA):
     @takes_cells
     @with_parameters_of(SCVI.differential_abundance)
     def differential_abundance(self, *args: Any, **kwargs: Any) -> pd.DataFrame | None:
-        """Compare samples by the density of their cells' codes, as scVI does.
+        """Compare samples by the density of their cells' latents, as scVI does.
 
         Parameters
         ----------
