@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+DETAIL_LENGTH = 160
+
 
 class InvalidCountsError(ValueError):
     """The expression matrix does not hold raw counts.
@@ -126,3 +128,21 @@ class TrainingInterruptedError(RuntimeError):
         self,
     ) -> tuple[type[TrainingInterruptedError], tuple[int, int, Path, str | None]]:
         return type(self), (self.signum, self.epochs, self.path, self.problem)
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an error says, without the quotation marks of a :class:`KeyError`."""
+    return str(error.args[0] if error.args else error).strip()
+
+
+def first_line(error: BaseException) -> str:
+    r"""Shorten an error to its kind and the beginning of its first line.
+
+    Examples
+    --------
+    >>> first_line(KeyError("no such gene\nnor any other"))
+    'KeyError: no such gene'
+    """
+    text = next(iter(message_of(error).splitlines()), "")
+    short = text if len(text) <= DETAIL_LENGTH else text[:DETAIL_LENGTH] + "..."
+    return f"{type(error).__name__}: {short}" if short else type(error).__name__

@@ -68,7 +68,7 @@ def dra(
     preset
         `"published"` runs the published program's settings (2, 10 or 20 dimensions) with
         :class:`~dra_scvi.PublishedDRA`: it ignores `batch_key`, embeds with one sample of the
-        codes, and marks its training and test cells in ``adata.obs["dra_split"]``.
+        latents, and marks its training and test cells in ``adata.obs["dra_split"]``.
     max_epochs
         Passes over the data; `None` for a number that suits the number of cells.
     accelerator

@@ -6,18 +6,38 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
+from click.testing import CliRunner
 
 from dra_scvi import DRA, datasets, tl
+from dra_scvi.cli import program
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
     from anndata import AnnData
+    from click.testing import Result
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 SMALL = {"n_hidden": 16, "n_latent": 4, "n_hidden_discriminator": [16]}
 N_CELLS, N_GENES = 60, 12
+# every warning is an error, but those of others
+STRICT = [
+    pytest.mark.filterwarnings("error"),
+    # Lightning's remarks on trainings as small as these, and what it uses of torch
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*log_every_n_steps"),
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Sparse (invariant checks|CSR tensor support)"),
+    # anndata's use of pandas
+    pytest.mark.filterwarnings("ignore:The '[a-z._]+' option is deprecated:DeprecationWarning"),
+    # scvi-tools' remarks, where dra_scvi has an answer
+    pytest.mark.filterwarnings("ignore:Category . in .* has fewer than 3 cells"),
+    pytest.mark.filterwarnings("ignore:Last batch will have a small size"),
+    pytest.mark.filterwarnings("ignore:`var_names` for the loaded `model` does not match"),
+]
 
 
 def cells(**changes: Any) -> AnnData:
@@ -46,6 +66,11 @@ def embed(adata: AnnData, seed: int = 0, **changes: Any) -> np.ndarray:
     options = {"max_epochs": 3, "accelerator": "cpu", "model_kwargs": {"n_hidden": 16}}
     tl.dra(adata, seed=seed, train_kwargs=train, **{**options, **changes})
     return adata.obsm["X_dra"]
+
+
+def invoke(*args: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(program, [str(arg) for arg in args])
 
 
 def assert_trained(model: DRA) -> None:

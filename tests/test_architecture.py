@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import graphlib
 import importlib.util
 import sys
@@ -59,3 +60,31 @@ def test_classes_and_files_stay_small(rooms: ModuleType) -> None:
     large = {file.module: file.n_lines for file in found if file.n_lines > 400}
     assert large == {}
     assert {name: n for name, n in rooms.classes(found).items() if n > 300} == {}
+
+
+def test_what_files_use_of_each_other_is_public(rooms: ModuleType) -> None:
+    private = []
+    for file in rooms.files():
+        tree = ast.parse(file.path.read_text())
+        known = {module for module in file.uses if (ROOT / "dra_scvi" / _path(module)).exists()}
+        shared = {module.rsplit(".")[-1] for module in known}
+        private += [
+            f"{file.module}: {name}"
+            for name in file.uses - known
+            if name.rsplit(".")[-1].startswith("_")
+        ]
+        private += [
+            f"{file.module}: {node.value.id}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in shared
+            and node.attr.startswith("_")
+        ]
+    # what is public in `tl` is for users
+    assert [name for name in private if ": tl." not in name] == []
+
+
+def _path(module: str) -> str:
+    path = module.replace(".", "/")
+    return path if (ROOT / "dra_scvi" / path).is_dir() else f"{path}.py"

@@ -157,14 +157,14 @@ def test_cells_a_billionth_apart_are_told_apart() -> None:
     assert metrics.clustering(apart, names)["ari"] == 1.0
     assert metrics.clustering(apart.astype(np.longdouble), names)["ari"] == 1.0
     assert metrics.clustering((names == "y")[:, None], names)["ari"] == 1.0
-    half = _input._checked_embedding(np.ones((3, 2), np.float16))
+    half = _input.checked_embedding(np.ones((3, 2), np.float16))
     assert half.dtype == np.float64
 
 
 def test_single_precision_stays_single() -> None:
     """A copy in double precision would double the memory of a million cells."""
     embedding = blobs()[0].astype(np.float32)
-    assert _input._checked_embedding(embedding) is embedding
+    assert _input.checked_embedding(embedding) is embedding
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -209,7 +209,7 @@ def test_leiden_is_that_of_scanpy_on_the_nearest_neighbours(
         sc.tl.leiden(graph, resolution=resolution, random_state=seed, **options)
         found = metrics.cluster(embedding, "leiden", resolution=resolution, seed=seed)
         np.testing.assert_array_equal(found, graph.obs["leiden"].astype(int))
-        connected = _clustering._neighbor_graph(embedding, seed).obsp["connectivities"]
+        connected = _clustering.neighbor_graph(embedding, seed).obsp["connectivities"]
         assert (connected != graph.obsp["connectivities"]).nnz == 0
 
 
@@ -436,20 +436,20 @@ def test_integration_needs_a_type_with_more_cells_than_batches(
 ) -> None:
     codes = [pd.factorize(np.array(list(names)))[0] for names in (types, batches)]
     if comparable:
-        _integration._check_comparable(*codes)
+        _integration.check_comparable(*codes)
     else:
         with pytest.raises(ValueError, match="No label occurs in two batches"):
-            _integration._check_comparable(*codes)
+            _integration.check_comparable(*codes)
 
 
 @pytest.mark.parametrize("n_cells", [15, 16])
 def test_integration_needs_more_cells_than_neighbours(n_cells: int) -> None:
     types, batch = np.arange(n_cells) % 2, np.arange(n_cells) // 2 % 2
     if n_cells == 16:
-        _integration._check_comparable(types, batch)
+        _integration.check_comparable(types, batch)
     else:
         with pytest.raises(ValueError, match="more than 15 cells, got 15"):
-            _integration._check_comparable(types, batch)
+            _integration.check_comparable(types, batch)
 
 
 def test_integration_refuses_missing_batches() -> None:

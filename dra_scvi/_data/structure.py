@@ -93,11 +93,11 @@ def sign_indices(matrix: Any) -> Any:
     return matrix
 
 
-def _where(layer: str | None) -> str:
+def place_of(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def _check_type(matrix: Any, where: str, to_train: bool) -> None:
+def check_type(matrix: Any, where: str, to_train: bool) -> None:
     if matrix is None:
         advice = "pass the layer of raw counts as layer=..." if to_train else "the model reads it"
         raise InvalidCountsError(f"{where} holds nothing; {advice}")
@@ -135,5 +135,5 @@ def _in_memory(block: Any) -> Any:
     return sign_indices(block if block.format in ("csr", "csc") else block.tocsr())
 
 
-def _values(block: Any) -> NDArray[Any]:
+def stored_values(block: Any) -> NDArray[Any]:
     return block.data if sparse.issparse(block) else block

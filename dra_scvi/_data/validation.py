@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from dra_scvi._data.keys import NAMES_SHOWN, counted, named_layers, validate_keys
-from dra_scvi._data.structure import _check_type, _values, _where, blocks, check_structure
+from dra_scvi._data.structure import blocks, check_structure, check_type, place_of, stored_values
 from dra_scvi._exceptions import InvalidCountsError
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def validate_counts(
     _check_shape(adata, LEAST_CELLS if to_train else 1)
     _check_gene_names(adata)
     matrix = adata.X if layer is None else adata.layers[layer]
-    where = _where(layer)
-    _check_type(matrix, where, to_train)
+    where = place_of(layer)
+    check_type(matrix, where, to_train)
     check_structure(matrix, where)
     scan = _scan(matrix, where)
     _raise_faults(adata, layer, scan, allow_noninteger, to_train)
@@ -165,7 +165,7 @@ def holds_counts(matrix: Any) -> bool:
     >>> holds_counts(np.array([[0.0, 3.0]])), holds_counts(np.array([[0.5]]))
     (True, False)
     """
-    return all(_is_clean(_values(block)) for _, _, block in blocks(matrix))
+    return all(_is_clean(stored_values(block)) for _, _, block in blocks(matrix))
 
 
 def _is_clean(values: NDArray[Any]) -> bool:
@@ -198,7 +198,7 @@ def _fault(block: Any, mask: NDArray[np.bool_], row: int, column: int) -> _Fault
         rows, columns = entries.row[mask], entries.col[mask]
     else:
         rows, columns = np.nonzero(mask)
-    values = _values(block)[mask]
+    values = stored_values(block)[mask]
     top = np.flatnonzero(rows == rows.min())
     first = top[columns[top].argmin()]
     place = row + int(rows[first]), column + int(columns[first])
@@ -212,7 +212,7 @@ def _scan(matrix: Any, where: str) -> _Scan:
     for row, column, block in blocks(matrix):
         if not sparse.issparse(matrix):  # what comes from a file has not been looked at
             check_structure(block, where)
-        values = _values(block)
+        values = stored_values(block)
         if values.size == 0:
             continue
         scan.maximum = max(scan.maximum, float(values.max()))
@@ -262,7 +262,7 @@ def _fault_message(
     if name not in ("nan", "infinite"):
         place += f", value {fault.value:g}"
     remedy = _remedy(adata, layer, scan, name, to_train)
-    return f"{_where(layer)} holds {counted(fault.number, *FAULTS[name])} ({place}). {remedy}"
+    return f"{place_of(layer)} holds {counted(fault.number, *FAULTS[name])} ({place}). {remedy}"
 
 
 def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str, to_train: bool) -> str:
@@ -274,7 +274,7 @@ def _remedy(adata: AnnData, layer: str | None, scan: _Scan, name: str, to_train:
         looks += ", and raw counts are needed: "
     choices = _matrices_of_counts(adata, layer)
     if not to_train:
-        advice = f"put counts into {_where(layer)}, which the model reads."
+        advice = f"put counts into {place_of(layer)}, which the model reads."
     elif choices:
         shown = ", ".join(choices[:NAMES_SHOWN]) + (", ..." if len(choices) > NAMES_SHOWN else "")
         advice = f"pass the raw counts (integers are in: {shown})."
@@ -299,7 +299,7 @@ def _matrices_of_counts(adata: AnnData, layer: str | None) -> list[str]:
 def _begins_with_counts(matrix: Any) -> bool:
     if matrix is None or np.dtype(matrix.dtype).kind not in "buif":
         return False
-    values = _values(next(blocks(matrix))[2])
+    values = stored_values(next(blocks(matrix))[2])
     return bool(_is_clean(values) and values.any())
 
 
@@ -326,7 +326,7 @@ def _remarks(adata: AnnData, layer: str | None, scan: _Scan, to_train: bool) -> 
     empty = np.flatnonzero(~scan.occupied)
     if len(empty):
         yield (
-            f"{_where(layer)}: {counted(len(empty), 'cell has', 'cells have')} no counts "
+            f"{place_of(layer)}: {counted(len(empty), 'cell has', 'cells have')} no counts "
             f"(first: {str(adata.obs_names[empty[0]])!r}). Their embedding carries no "
             "information; sc.pp.filter_cells(adata, min_counts=1) drops them."
         )
@@ -338,6 +338,6 @@ def _remarks(adata: AnnData, layer: str | None, scan: _Scan, to_train: bool) -> 
         )
     if scan.maximum > FLOAT32_LIMIT:
         yield (
-            f"{_where(layer)} holds counts up to {scan.maximum:.0f}; above 2**24 = "
+            f"{place_of(layer)} holds counts up to {scan.maximum:.0f}; above 2**24 = "
             f"{FLOAT32_LIMIT} float32, in which models are trained, rounds them."
         )

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from dra_scvi._data.keys import validate_keys
+from dra_scvi._exceptions import first_line
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,7 +96,7 @@ def select_genes(
         chosen, how = _by_seurat(counts, n_genes, batch_key, name), "seurat_v3"
     except (ImportError, ValueError) as error:
         _warn(
-            f"{name}: seurat_v3 cannot rank the genes ({_first_line(error)}); the {n_genes} of "
+            f"{name}: seurat_v3 cannot rank the genes ({first_line(error)}); the {n_genes} of "
             "highest variance in log-normalised counts are taken instead."
         )
         chosen, how = most_variable(log_normalised(counts).X, n_genes), "variance"
@@ -231,8 +232,3 @@ def _csr(matrix: Any) -> sparse.csr_matrix:
 
 def _warn(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=2)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [type(error).__name__, *str(error).strip().splitlines()]
-    return ": ".join(lines[:2])

@@ -7,14 +7,13 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
-from dra_scvi._exceptions import InputError
+from dra_scvi._exceptions import InputError, first_line, message_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["check_model_folder", "explain"]
 
-DETAIL_LENGTH = 160
 DAMAGE = (OSError, RuntimeError, EOFError, lzma.LZMAError, zlib.error, struct.error)
 # how the errors of the HDF5 library begin, whichever their type
 OF_HDF5 = (
@@ -52,7 +51,7 @@ def explain(path: Path, kind: str, error: BaseException, accepted: str) -> str:
         return f"{start}it needs more memory than there is. --out-of-core leaves counts in a file."
     if isinstance(error, RecursionError):
         return f"{start}its groups lie too deep in each other."
-    detail = _first_line(error).replace(f"{path}: ", "")
+    detail = first_line(error).replace(f"{path}: ", "")
     if type(error).__name__ in UNKNOWN_KIND:
         import anndata
 
@@ -60,7 +59,7 @@ def explain(path: Path, kind: str, error: BaseException, accepted: str) -> str:
             f"{start}it holds something that anndata {anndata.__version__} does not know, and was "
             f"written by a newer version or another program ({detail})."
         )
-    if isinstance(error, DAMAGE) or _message(error).removeprefix(f"{path}: ").lower().startswith(
+    if isinstance(error, DAMAGE) or message_of(error).removeprefix(f"{path}: ").lower().startswith(
         OF_HDF5
     ):
         why = "it is corrupt, truncated or of another kind"
@@ -89,15 +88,3 @@ def check_model_folder(path: Path) -> None:
         raise InputError(f"{path} is an AnnData, and {wanted}.")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, and {wanted}.")
-
-
-def _message(error: BaseException) -> str:
-    return str(error.args[0] if error.args else error).strip()
-
-
-def _first_line(error: BaseException) -> str:
-    """Shorten an error to its kind and the beginning of its first line."""
-    lines = _message(error).splitlines()
-    text = lines[0] if lines else ""
-    short = text if len(text) <= DETAIL_LENGTH else text[:DETAIL_LENGTH] + "..."
-    return f"{type(error).__name__}: {short}" if short else type(error).__name__

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dra_scvi._kernels.parts import _share
-from dra_scvi._kernels.series import _jit
+from dra_scvi._kernels.parts import share_out
+from dra_scvi._kernels.series import jit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ _OF_PLACES, _FIRST, _SECOND = (
 _HALF, _THIRD = np.uint64(32), np.uint64(29)
 
 
-@_jit
+@jit
 def _sum_mixed(words: Any, place: Any) -> Any:
     """Add up words of 64 bits, each mixed with its place until any bit may change any other."""
     total = np.uint64(0)
@@ -71,7 +71,7 @@ def _sum(words: NDArray[np.uint64], place: int, n_threads: int) -> int:
     def run(part: slice) -> None:
         sums.append(int(_sum_mixed(words[part], np.uint64(place + part.start))))
 
-    _share(run, (len(words), 1), n_threads)
+    share_out(run, (len(words), 1), n_threads)
     return sum(sums)
 
 

@@ -14,38 +14,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dra_scvi._kernels.parts import _check, _share
+from dra_scvi._kernels.parts import check_array, share_out
 from dra_scvi._kernels.series import (
-    _EPS,
-    _SHIFT,
-    _digamma_rest,
-    _exp_negative,
-    _jit,
-    _log,
-    _log1p,
-    _log_double,
-    _shift_product,
-    _stirling,
+    EPS,
+    SHIFT,
+    digamma_rest,
+    exp_negative,
+    fast_log,
+    fast_log1p,
+    jit,
+    log_double,
+    shift_product,
+    stirling,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@_jit
+@jit
 def _gene_terms(theta: Any, terms: Any) -> None:
     """Tabulate for the gamma functions, per gene: ln z, both rests at z = θ + 6, and P."""
     for g in range(theta.shape[0]):
         t = np.float64(theta[g])
-        product, slope = _shift_product(t)
-        z = t + _SHIFT
-        terms[0, g] = _log_double(z)
-        terms[1, g] = _stirling(z)
-        terms[2, g] = _digamma_rest(z) - slope / product
+        product, slope = shift_product(t)
+        z = t + SHIFT
+        terms[0, g] = log_double(z)
+        terms[1, g] = stirling(z)
+        terms[2, g] = digamma_rest(z) - slope / product
         terms[3, g] = product
 
 
-@_jit
+@jit
 def _entries(
     x: Any, mu: Any, theta: Any, zi: Any, zero_inflated: Any, d_mu: Any, d_theta: Any, d_zi: Any
 ) -> Any:
@@ -54,17 +54,17 @@ def _entries(
     one, zero = np.float32(1.0), np.float32(0.0)
     for g in range(x.shape[0]):
         th, m = theta[g], mu[g]
-        guarded = th + np.float32(_EPS)
+        guarded = th + np.float32(EPS)
         share = th / (guarded + m)
-        log_ratio = -_log1p(m / guarded)
+        log_ratio = -fast_log1p(m / guarded)
         log_zero = th * log_ratio
         unsound = log_zero - log_zero  # 0, or NaN where anything was not finite
         weight = one
         if zero_inflated:
             logit = zi[g]
-            positive = x[g] > np.float32(_EPS)
+            positive = x[g] > np.float32(EPS)
             odds = log_zero - logit
-            e_odds, e_logit = _exp_negative(-abs(odds)), _exp_negative(-abs(logit))
+            e_odds, e_logit = exp_negative(-abs(odds)), exp_negative(-abs(logit))
             r_odds, r_logit = one / (one + e_odds), one / (one + e_logit)
             from_nb = r_odds if odds >= zero else e_odds * r_odds
             not_inflated = r_logit if logit <= zero else e_logit * r_logit
@@ -73,7 +73,7 @@ def _entries(
             log_zero = (
                 peak
                 - max(-logit, zero)
-                + _log(r_logit if positive else (one + e_odds) * r_logit)
+                + fast_log(r_logit if positive else (one + e_odds) * r_logit)
                 + (logit - logit)
             )
             d_zi[g] = not_inflated - weight
@@ -83,7 +83,7 @@ def _entries(
     return total
 
 
-@_jit
+@jit
 def _non_zeros(
     x: Any, mu: Any, theta: Any, terms: Any, genes: Any, d_mu: Any, d_theta: Any
 ) -> Any:
@@ -91,42 +91,42 @@ def _non_zeros(
     n = 0
     for g in range(x.shape[0]):
         genes[n] = g
-        n += x[g] > np.float32(_EPS)
-    log_z_one, stirling_one = math.log(7.0), _stirling(7.0)
+        n += x[g] > np.float32(EPS)
+    log_z_one, stirling_one = math.log(7.0), stirling(7.0)
     total = 0.0
     for i in range(n):
         g = genes[i]
         count, m, th = np.float64(x[g]), np.float64(mu[g]), np.float64(theta[g])
-        all_mass = th + m + _EPS
-        log_share = _log_double((m + _EPS) / all_mass)
+        all_mass = th + m + EPS
+        log_share = log_double((m + EPS) / all_mass)
 
-        z = th + _SHIFT
-        product, slope = _shift_product(th + count)
-        log_growth = _log_double((z + count) / z)
+        z = th + SHIFT
+        product, slope = shift_product(th + count)
+        log_growth = log_double((z + count) / z)
         log_gamma = (
             (z + count - 0.5) * log_growth
             + count * terms[0, g]
-            + _stirling(z + count)
+            + stirling(z + count)
             - terms[1, g]
-            - _log_double(product / terms[3, g])
+            - log_double(product / terms[3, g])
         )
-        digamma = log_growth + _digamma_rest(z + count) - slope / product - terms[2, g]
+        digamma = log_growth + digamma_rest(z + count) - slope / product - terms[2, g]
 
-        factorial_product, _ = _shift_product(1.0 + count)
+        factorial_product, _ = shift_product(1.0 + count)
         log_factorial = (
-            (6.5 + count) * _log_double((7.0 + count) / 7.0)
+            (6.5 + count) * log_double((7.0 + count) / 7.0)
             + count * log_z_one
-            + _stirling(7.0 + count)
+            + stirling(7.0 + count)
             - stirling_one
-            - _log_double(factorial_product / 720.0)
+            - log_double(factorial_product / 720.0)
         )
         total += count * log_share + log_gamma - log_factorial
-        d_mu[g] += np.float32(count / (m + _EPS) - count / all_mass)
+        d_mu[g] += np.float32(count / (m + EPS) - count / all_mass)
         d_theta[g] += np.float32(digamma - count / all_mass)
     return total
 
 
-@_jit
+@jit
 def _cells(
     x: Any,
     mu: Any,
@@ -176,12 +176,12 @@ def log_prob_and_derivatives(
     The sum over genes, shape ``(n_cells,)``, and the derivatives of the entries with respect to
     `mu`, `theta` and `zi_logits`, shape ``(n_cells, n_genes)`` each; the last is empty for an NB.
     """
-    _check("x", x, x.shape, n_dimensions=2)
+    check_array("x", x, x.shape, n_dimensions=2)
     n_cells, n_genes = x.shape
-    _check("mu", mu, x.shape)
-    _check("theta", theta, (n_genes,))
+    check_array("mu", mu, x.shape)
+    check_array("theta", theta, (n_genes,))
     if zi_logits is not None:
-        _check("zi_logits", zi_logits, x.shape)
+        check_array("zi_logits", zi_logits, x.shape)
     zero_inflated = zi_logits is not None
     zi = zi_logits if zi_logits is not None else np.empty((1, 0), np.float32)
     log_prob = np.empty(n_cells, np.float32)
@@ -197,23 +197,23 @@ def log_prob_and_derivatives(
             log_prob[cells], d_mu[cells], d_theta[cells], d_zi[inflated],
         )  # fmt: skip
 
-    _share(run, x.shape, n_threads)
+    share_out(run, x.shape, n_threads)
     return log_prob, d_mu, d_theta, d_zi
 
 
-@_jit
+@jit
 def _expression(mu: Any, zi: Any, scale: Any, value: Any, d_mu: Any, d_zi: Any) -> None:
     one, zero = np.float32(1.0), np.float32(0.0)
     for b in range(mu.shape[0]):
         for g in range(mu.shape[1]):
             logit = zi[b, g]
-            e_logit = _exp_negative(-abs(logit))
+            e_logit = exp_negative(-abs(logit))
             r_logit = one / (one + e_logit)
             not_inflated = r_logit if logit <= zero else e_logit * r_logit
             inflated = e_logit * r_logit if logit <= zero else r_logit
             slope = not_inflated * scale[b]
             mean = slope * mu[b, g]
-            value[b, g] = _log1p(mean) + (mean - mean) + (logit - logit)
+            value[b, g] = fast_log1p(mean) + (mean - mean) + (logit - logit)
             rest = one / (one + mean)
             d_mu[b, g] = slope * rest
             d_zi[b, g] = -mean * inflated * rest
@@ -238,9 +238,9 @@ def log_expression_and_derivatives(
     n_threads
         Number of threads that share the cells.
     """
-    _check("mu", mu, mu.shape, n_dimensions=2)
-    _check("zi_logits", zi_logits, mu.shape)
-    _check("scale", scale, mu.shape[:1])
+    check_array("mu", mu, mu.shape, n_dimensions=2)
+    check_array("zi_logits", zi_logits, mu.shape)
+    check_array("scale", scale, mu.shape[:1])
     value, d_mu, d_zi = (np.empty_like(mu) for _ in range(3))
 
     def run(cells: slice) -> None:
@@ -248,28 +248,28 @@ def log_expression_and_derivatives(
             mu[cells], zi_logits[cells], scale[cells], value[cells], d_mu[cells], d_zi[cells]
         )
 
-    _share(run, mu.shape, n_threads)
+    share_out(run, mu.shape, n_threads)
     return value, d_mu, d_zi
 
 
-@_jit
+@jit
 def _log1p_all(x: Any, scale: Any, out: Any) -> None:
     for b in range(x.shape[0]):
         for g in range(x.shape[1]):
             y = x[b, g] * scale[b]
-            out[b, g] = _log1p(y) + (y - y)
+            out[b, g] = fast_log1p(y) + (y - y)
 
 
 def log1p_counts(
     x: NDArray[np.float32], scale: NDArray[np.float32], n_threads: int
 ) -> NDArray[np.float32]:
     """``ln(1 + scale · x)`` of counts, shape ``(n_cells, n_genes)``, with one factor per cell."""
-    _check("x", x, x.shape, n_dimensions=2)
-    _check("scale", scale, x.shape[:1])
+    check_array("x", x, x.shape, n_dimensions=2)
+    check_array("scale", scale, x.shape[:1])
     out = np.empty_like(x)
 
     def run(cells: slice) -> None:
         _log1p_all(x[cells], scale[cells], out[cells])
 
-    _share(run, x.shape, n_threads)
+    share_out(run, x.shape, n_threads)
     return out

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MIN_ENTRIES_PER_THREAD = 32_768
 
 
-def _check(
+def check_array(
     name: str, array: NDArray[Any], shape: tuple[int, ...], n_dimensions: int | None = None
 ) -> None:
     """Refuse what compiled code, which trusts its arguments, would read past."""
@@ -30,7 +30,7 @@ def _check(
         raise TypeError(f"{name} holds {array.dtype}, not float32.")
 
 
-def _share(run: Callable[[slice], None], shape: tuple[int, ...], n_threads: int) -> None:
+def share_out(run: Callable[[slice], None], shape: tuple[int, ...], n_threads: int) -> None:
     """Run over all cells of a matrix, in several threads where it is large enough."""
     n_cells, n_genes = shape
     n_parts = max(1, min(n_threads, n_cells, n_cells * n_genes // _MIN_ENTRIES_PER_THREAD))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dra_scvi._exceptions import InvalidCountsError
-from dra_scvi._kernels.parts import _check, _share
+from dra_scvi._kernels.parts import check_array, share_out
 from dra_scvi._kernels.series import (
-    _jit,
-    _log1p,
+    fast_log1p,
+    jit,
 )
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 
-@_jit
+@jit
 def _row_fault(indptr: Any, indices: Any, data: Any, row: Any, n_columns: Any) -> Any:
     """Whether reading a row would lead out of the arrays, or writing it out of its columns."""
     if row < 0 or row >= indptr.shape[0] - 1:
@@ -34,7 +34,7 @@ def _row_fault(indptr: Any, indices: Any, data: Any, row: Any, n_columns: Any) -
     return outside
 
 
-@_jit
+@jit
 def _gather(indptr: Any, indices: Any, data: Any, rows: Any, out: Any) -> Any:
     """Write rows; return the position of the first one that is damaged, or -1."""
     for i in range(rows.shape[0]):
@@ -53,7 +53,7 @@ def gather_rows(matrix: csr_matrix, rows: NDArray[np.integer]) -> NDArray[np.flo
     return out
 
 
-@_jit
+@jit
 def _project(
     indptr: Any, indices: Any, data: Any, rows: Any, log1p: Any, weight: Any, out: Any
 ) -> Any:
@@ -70,7 +70,7 @@ def _project(
             genes[j] = indices[start + j]
         if log1p:
             for j in range(n):
-                values[j] = _log1p(values[j])
+                values[j] = fast_log1p(values[j])
         values[n : n + 3] = 0.0
         genes[n : n + 3] = 0
         total[:] = 0.0
@@ -111,7 +111,7 @@ def project_rows(
         Number of threads that share the rows.
     """
     _check_csr(matrix, rows)
-    _check("weight", weight, (matrix.shape[1], *weight.shape[1:]), n_dimensions=2)
+    check_array("weight", weight, (matrix.shape[1], *weight.shape[1:]), n_dimensions=2)
     out = np.zeros((len(rows), weight.shape[1]), np.float32)
     arrays = matrix.indptr, matrix.indices, matrix.data
 
@@ -119,7 +119,7 @@ def project_rows(
         fault = _project(*arrays, rows[part], log1p, weight, out[part])
         _refuse_fault(fault, rows[part], matrix)
 
-    _share(run, (len(rows), len(weight)), n_threads)
+    share_out(run, (len(rows), len(weight)), n_threads)
     return out
 
 

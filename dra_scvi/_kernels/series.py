@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 # NaN and infinity must come through: they are what the training plan looks for
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-_EPS = 1e-8
-_SHIFT = 6
+EPS = 1e-8
+SHIFT = 6
 _LN2 = math.log(2.0)
 # ln 2 as a sum whose first part has few bits, so that its product with a small integer is exact
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(_LN2 - 0.693359375)
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first use, and keep the result on disk where a folder for that can be written."""
     options: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy"}
     try:
@@ -53,8 +53,8 @@ _double_bits = _bitcast(types.float64, types.int64, ir.IntType(64))
 _bits_double = _bitcast(types.int64, types.float64, ir.DoubleType())
 
 
-@_jit
-def _exp_negative(x: Any) -> Any:
+@jit
+def exp_negative(x: Any) -> Any:
     """Return e^x for float32 x ≤ 0."""
     x = max(x, np.float32(-87.0))
     n = np.int32(x * np.float32(1 / _LN2) - np.float32(0.5))
@@ -70,8 +70,8 @@ def _exp_negative(x: Any) -> Any:
     return series * _bits_float((n + np.int32(127)) << np.int32(23))
 
 
-@_jit
-def _log(x: Any) -> Any:
+@jit
+def fast_log(x: Any) -> Any:
     """Natural logarithm of a positive float32: ln m = 2 artanh((m - 1) / (m + 1))."""
     # an offset moves the cut of the mantissa from 1 to sqrt(1/2)
     bits = _float_bits(x) - np.int32(0x3F3504F3)
@@ -87,15 +87,15 @@ def _log(x: Any) -> Any:
     return n * _LN2_HIGH + (series * s + n * _LN2_LOW)
 
 
-@_jit
-def _log1p(x: Any) -> Any:
+@jit
+def fast_log1p(x: Any) -> Any:
     """Return ln(1 + x) of a float32 x ≥ 0, with what the rounding of 1 + x drops."""
     y = np.float32(1.0) + x
-    return _log(y) + (x - (y - np.float32(1.0))) / y
+    return fast_log(y) + (x - (y - np.float32(1.0))) / y
 
 
-@_jit
-def _log_double(x: Any) -> Any:
+@jit
+def log_double(x: Any) -> Any:
     """Natural logarithm of a positive float64."""
     offset = np.int64(0x3FE6A09E667F3BCD)
     bits = _double_bits(x) - offset
@@ -115,25 +115,25 @@ def _log_double(x: Any) -> Any:
     return n * _LN2 + series * s
 
 
-@_jit
-def _stirling(z: Any) -> Any:
+@jit
+def stirling(z: Any) -> Any:
     """Return ln Γ(z) - (z - 1/2) ln z + z - ln(2π)/2, for z ≥ 6."""
     w = 1.0 / (z * z)
     return (1 / 12 + w * (-1 / 360 + w * (1 / 1260 - w / 1680))) / z
 
 
-@_jit
-def _digamma_rest(z: Any) -> Any:
+@jit
+def digamma_rest(z: Any) -> Any:
     """Return ψ(z) - ln z, for z ≥ 6."""
     w = 1.0 / (z * z)
     return -0.5 / z - w * (1 / 12 + w * (-1 / 120 + w * (1 / 252 - w / 240)))
 
 
-@_jit
-def _shift_product(theta: Any) -> Any:
+@jit
+def shift_product(theta: Any) -> Any:
     """Return P(θ) and its derivative."""
     product, slope = theta, 1.0
-    for i in range(1, _SHIFT):
+    for i in range(1, SHIFT):
         factor = theta + i
         slope = slope * factor + product
         product = product * factor

@@ -53,7 +53,7 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
 
     A drop-in for :class:`~scvi.model.SCVI`: registration, training, every getter, differential
     expression, saving, and mapping of query data are inherited. One discriminator matches the
-    codes to the prior, another the reconstructions to the data.
+    latents to the prior, another the reconstructions to the data.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
     latent_distribution
         `"normal"` or `"ln"`, as in scVI.
     prior
-        Prior that codes are matched to: `"normal"`, `"uniform"`, or `"mixture"` for a mixture of
+        Prior that latents are matched to: `"normal"`, `"uniform"`, or `"mixture"` for a mixture of
         Gaussians that is learned with the model. `None` for the mixture, or for the normal where
         `latent_distribution` is `"ln"`.
     n_components
@@ -93,11 +93,11 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
     n_hidden_discriminator
         Width of each hidden layer of both discriminators.
     n_neighbors
-        Training cells around a code, to whose mean :meth:`get_latent_representation` moves it;
+        Training cells around a latent, to whose mean :meth:`get_latent_representation` moves it;
         0 for none. Neighbours are then more often of one type, and clusters at a given resolution
         more and smaller; batches mix less.
     expression_axes
-        Whether :meth:`get_latent_representation` puts codes on axes, in order, by the distance
+        Whether :meth:`get_latent_representation` puts latents on axes, in order, by the distance
         between the log-normalised profiles that they predict
         (:func:`~dra_scvi._module.axes.expression_axes`), of tempered lengths.
     **kwargs
@@ -228,7 +228,7 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
         dataloader: Iterator[dict[str, Tensor | None]] | None = None,
         **data_loader_kwargs: Any,
     ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the codes of cells, shape ``(n_cells, n_latent)``.
+        """Return the latents of cells, shape ``(n_cells, n_latent)``.
 
         They are the means of q(z|x), as scVI returns them. ``DRA(adata, n_neighbors=30)`` moves
         each to where the training cells that are like it lie on average, those of every batch
@@ -237,7 +237,7 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
         ``return_dist=True`` gives q(z|x) itself, in the coordinates of the decoder, and
         ``model.module.embedding`` makes the former of the latter.
 
-        Counts in memory are encoded in large minibatches, without drawing codes.
+        Counts in memory are encoded in large minibatches, without drawing latents.
 
         Parameters
         ----------
@@ -246,10 +246,10 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
         indices
             Cells to embed; `None` for all.
         give_mean
-            Whether to go by the mean of q(z|x). Otherwise one code is drawn from it for each cell,
+            Whether to go by the mean of q(z|x). Otherwise one latent is drawn for each cell,
             and not moved to the mean of others.
         mc_samples
-            Number of codes that the mean is estimated from where it has no closed form
+            Number of latents that the mean is estimated from where it has no closed form
             (`latent_distribution="ln"`).
         batch_size
             Cells in a minibatch; `None` for as many as are embedded fastest.
@@ -262,18 +262,10 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
 
         Returns
         -------
-        Codes, or means and variances where `return_dist` is set.
+        Latents, or means and variances where `return_dist` is set.
         """
-        codes = self._codes(
-            adata,
-            indices,
-            give_mean,
-            mc_samples,
-            batch_size,
-            return_dist,
-            dataloader,
-            **data_loader_kwargs,
-        )
+        options = {"mc_samples": mc_samples, "dataloader": dataloader, **data_loader_kwargs}
+        codes = self._codes(adata, indices, give_mean, batch_size, return_dist, **options)
         if return_dist:
             return codes
         return self.module.embedding(torch.from_numpy(codes), average=give_mean).cpu().numpy()
@@ -283,37 +275,29 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
         give_mean: bool = True,
-        mc_samples: int = 5_000,
         batch_size: int | None = None,
         return_dist: bool = False,
-        dataloader: Iterator[dict[str, Tensor | None]] | None = None,
-        **data_loader_kwargs: Any,
+        **options: Any,
     ) -> Any:
         """Return codes in the coordinates of the decoder, or means and variances."""
         self._check_if_trained(warn=False)
         is_normal = self.module.latent_distribution == "normal"
         has_closed_form = return_dist or (give_mean and is_normal)
+        is_plain = options.get("dataloader") is None and options.keys() <= {
+            "mc_samples",
+            "dataloader",
+        }
         rows = None
-        if has_closed_form and dataloader is None and not data_loader_kwargs:
+        if has_closed_form and is_plain:
             adata = self._validate_anndata(adata)
             manager = self.get_anndata_manager(adata, required=True)
             rows = None if is_minified(adata) else registered_rows(manager)
         if rows is None:
-            codes = super().get_latent_representation(
-                adata,
-                indices,
-                give_mean,
-                mc_samples,
-                batch_size,
-                return_dist,
-                dataloader,
-                **data_loader_kwargs,
-            )
-        else:
-            cells = np.arange(manager.adata.n_obs) if indices is None else np.asarray(indices)
-            codes = self._posterior(rows, cells, batch_size or INFERENCE_BATCH_SIZE)
-            codes = codes if return_dist else codes[0]
-        return codes
+            options |= {"batch_size": batch_size, "return_dist": return_dist}
+            return super().get_latent_representation(adata, indices, give_mean, **options)
+        cells = np.arange(manager.adata.n_obs) if indices is None else np.asarray(indices)
+        codes = self._posterior(rows, cells, batch_size or INFERENCE_BATCH_SIZE)
+        return codes if return_dist else codes[0]
 
     def _posterior(
         self, rows: dict[str, Rows], cells: NDArray[np.int64], batch_size: int
@@ -339,7 +323,7 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
     @takes_cells
     @with_parameters_of(SCVI.differential_abundance)
     def differential_abundance(self, *args: Any, **kwargs: Any) -> pd.DataFrame | None:
-        """Compare samples by the density of their cells' codes, as scVI does.
+        """Compare samples by the density of their cells' latents, as scVI does.
 
         Parameters
         ----------

@@ -10,12 +10,16 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from dra_scvi._compat import MODULE_KEYS
-from dra_scvi._kernels.likelihood import log_counts, log_expression
 from dra_scvi._module.autoencoder import Autoencoder
 from dra_scvi._module.composition import Composition
-from dra_scvi._module.divergences import DIVERGENCES, scale_gradient
 from dra_scvi._module.embedding import Embedding, with_present_names
-from dra_scvi._module.networks import Discriminator, set_decoder_widths, set_widths
+from dra_scvi._module.matching import (
+    DIVERGENCES,
+    Discriminator,
+    expression_to_match,
+    scale_gradient,
+)
+from dra_scvi._module.networks import set_decoder_widths, set_widths
 from dra_scvi._module.population import Population
 from dra_scvi._module.priors import PRIORS, MixturePrior, Prior, default_prior
 
@@ -27,10 +31,6 @@ if TYPE_CHECKING:
 PriorName = Literal["normal", "uniform", "mixture"]
 DivergenceName = Literal["bhattacharyya", "jensen-shannon"]
 
-# Profiles of all genes tell a discriminator more than codes do, at a hundred times the cost: it
-# looks at a part of each minibatch, whose cells come in random order.
-DATA_SHARE = 0.25
-MIN_DATA_CELLS = 32
 # a plane, into which cells have to be folded
 FLAT_N_LATENT = 2
 
@@ -226,7 +226,7 @@ class DRAVAE(Autoencoder):
         """Both divergences of dual matching, with the gradient of a two-player game.
 
         Where a divergence is *subtracted* from the loss, one backward pass makes its discriminator
-        ascend and, through :func:`~dra_scvi._module.divergences.scale_gradient`, the autoencoder
+        ascend and, through :func:`~dra_scvi._module.matching.scale_gradient`, the autoencoder
         descend on it with the given weight. A term of weight 0 is left out. Data are matched on
         the first quarter of the minibatch, or 32 cells where that is less.
 
@@ -254,23 +254,29 @@ class DRAVAE(Autoencoder):
         """
         batch_index = tensors[REGISTRY_KEYS.BATCH_KEY]
 
-        def estimate(h_real: Tensor, h_fake: Tensor, weight: Tensor | None = None) -> Tensor:
-            weight = None if weight is None else gather(weight)
-            return DIVERGENCES[self.divergence](gather(h_real), gather(h_fake), weight)
+        def estimate(
+            player: torch.nn.Module,
+            real: Tensor,
+            fake: Tensor,
+            weight: float,
+            copies: Tensor | None = None,
+        ) -> Tensor:
+            score = partial(player, batch_index=batch_index[: len(real)])
+            h_real, h_fake = score(real), score(scale_gradient(fake, -weight))
+            copies = None if copies is None else gather(copies)
+            return DIVERGENCES[self.divergence](gather(h_real), gather(h_fake), copies)
 
         terms = {}
         if latent_weight:
             z = inference_outputs[MODULE_KEYS.Z_KEY]
             prior_z = self.z_encoder.z_transformation(self.prior.sample(len(z)))
-            score = partial(self.latent_discriminator, batch_index=batch_index)
-            weight = self._weigh(z, batch_index) if within_components else None
-            z = scale_gradient(z, -latent_weight)
-            terms["latent_divergence"] = estimate(score(prior_z), score(z), weight)
+            player = self.latent_discriminator
+            copies = self._weigh(z, batch_index) if within_components else None
+            terms["latent_divergence"] = estimate(player, prior_z, z, latent_weight, copies)
         if data_weight:
-            x, x_hat = self._expression(tensors, generative_outputs)
-            score = partial(self.data_discriminator, batch_index=batch_index[: len(x)])
-            x_hat = scale_gradient(x_hat, -data_weight)
-            terms["data_divergence"] = estimate(score(x), score(x_hat))
+            x, px = tensors[REGISTRY_KEYS.X_KEY], generative_outputs[MODULE_KEYS.PX_KEY]
+            x, x_hat = expression_to_match(x, px, self.gene_likelihood)
+            terms["data_divergence"] = estimate(self.data_discriminator, x, x_hat, data_weight)
         return terms
 
     def _weigh(self, z: Tensor, batch_index: Tensor) -> Tensor | None:
@@ -281,22 +287,6 @@ class DRAVAE(Autoencoder):
         batch = batch_index.long().view(-1)
         self.composition.update(responsibilities, batch)
         return self.composition.weights(responsibilities, batch)
-
-    def _expression(
-        self, tensors: dict[str, Tensor], generative_outputs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Return data and means of some cells, as log1p of counts scaled to their mean depth."""
-        x, px = tensors[REGISTRY_KEYS.X_KEY], generative_outputs[MODULE_KEYS.PX_KEY]
-        some = slice(max(MIN_DATA_CELLS, round(DATA_SHARE * len(x))))
-        x = x[some]
-        if self.gene_likelihood == "normal":
-            return x, px.mean[some]
-        depth = x.sum(-1, keepdim=True).clamp_min(1.0)
-        scale = depth.mean() / depth
-        if self.gene_likelihood == "poisson":
-            return log_counts(x, scale), torch.log1p(px.mean[some] * scale)
-        zi_logits = px.zi_logits[some] if self.gene_likelihood == "zinb" else None
-        return log_counts(x, scale), log_expression(px.mu[some], zi_logits, scale)
 
 
 def _make_prior(

@@ -8,7 +8,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from dra_scvi._exceptions import TrainingDivergedError
-from dra_scvi._module.divergences import released_distance, released_generator_loss
+from dra_scvi._published.losses import released_distance, released_generator_loss
 from dra_scvi._training.diverged import refused_as_diverged
 from dra_scvi._training.resumable import ResumablePlan
 

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from dra_scvi._exceptions import TrainingDivergedError
-from dra_scvi._module.divergences import scale_gradient
+from dra_scvi._module.matching import scale_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -106,7 +106,7 @@ def check_input(
     >>> check_input(dra_scvi.datasets.synthetic(n_cells=20), "cell_type")
     """
     validate_keys(adata, layer, {"label_key": label_key, "batch_key": batch_key})
-    _label_codes(adata.obs[label_key])
+    _labels_to_score(adata.obs[label_key])
     validate_counts(adata, layer, batch_key)
 
 
@@ -159,7 +159,7 @@ def prepare(
     counts = _without_empty(counts, name)
     counts, gene_selection = select_genes(counts, n_genes, batch_key, name)
     counts = _without_empty(counts, name)
-    labels = _label_codes(counts.obs[label_key])
+    labels = _labels_to_score(counts.obs[label_key])
     batches = None if batch_key is None else _codes(counts.obs[batch_key])
     counts.obs = counts.obs[[] if batch_key is None else [batch_key]].copy()
     fingerprint = _fingerprint(counts.X, labels, batches)
@@ -180,10 +180,10 @@ def _without_empty(counts: AnnData, name: str) -> AnnData:
     return counts[occupied].copy()
 
 
-def _label_codes(column: pd.Series) -> NDArray[np.int64]:
+def _labels_to_score(column: pd.Series) -> NDArray[np.int64]:
     """Return the number of each label, and refuse labels that nothing can be scored against."""
     name = f"label_key={column.name!r}"
-    codes = _input._label_codes(column, len(column), name)
+    codes = _input.label_codes(column, len(column), name)
     n_types = len(np.unique(codes))
     if n_types < 2:
         raise ValueError(

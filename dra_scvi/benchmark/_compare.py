@@ -15,7 +15,7 @@ from dra_scvi.benchmark._cells import Cells, check_input, prepare
 from dra_scvi.benchmark._models import Contender, Embed, Task, resolve
 from dra_scvi.benchmark._parallel import spread
 from dra_scvi.benchmark._plan import Plan, check_rank
-from dra_scvi.benchmark._runs import _measure, _Measured, _scores
+from dra_scvi.benchmark._runs import Measured, measure, score
 from dra_scvi.benchmark._table import ALWAYS_SCORED, INTEGRATION, OK, Row, Table, frame
 from dra_scvi.metrics import _integration
 
@@ -196,8 +196,8 @@ def _scores_integration(cells: Cells) -> bool:
     if cells.batches is None:
         return False
     try:
-        _integration._import_scib()
-        _integration._check_comparable(cells.labels, cells.batches)
+        _integration.import_scib()
+        _integration.check_comparable(cells.labels, cells.batches)
     except (ImportError, ValueError) as error:
         warnings.warn(f"no integration scores: {error}", UserWarning, stacklevel=1)
         return False
@@ -214,7 +214,7 @@ class _Comparison:
     facts: Row
     accelerator: str
     scores_integration: bool
-    computed: dict[tuple[str, int], _Measured] = field(default_factory=dict)
+    computed: dict[tuple[str, int], Measured] = field(default_factory=dict)
 
     def rows(
         self, jobs: Sequence[_Job], advance: Callable[[str], None], parallel: int
@@ -263,7 +263,7 @@ class _Comparison:
         task = Task(
             n_latent, seed, self.facts["batch_key"], self.plan.max_epochs, self.accelerator
         )
-        return self._result(self._measure(contender, task), seed)
+        return self._result(self.measure(contender, task), seed)
 
     def _description(self, contender: Contender, n_latent: int, seed: int) -> Row:
         """Name what is known of a row before it is computed."""
@@ -285,18 +285,18 @@ class _Comparison:
             "torch": version("torch"),
         }
 
-    def _measure(self, contender: Contender, task: Task) -> _Measured:
+    def measure(self, contender: Contender, task: Task) -> Measured:
         if not contender.is_deterministic:
-            return _measure(contender, self.cells, task)
+            return measure(contender, self.cells, task)
         key = contender.name, task.n_latent
         if key not in self.computed:
-            self.computed[key] = _measure(contender, self.cells, task)
+            self.computed[key] = measure(contender, self.cells, task)
         return self.computed[key]
 
-    def _result(self, measured: _Measured, seed: int) -> Row:
+    def _result(self, measured: Measured, seed: int) -> Row:
         scores: Row = {}
         if measured.embedded is not None:
-            scores = _scores(measured.embedded.points, self.cells, seed, self.scores_integration)
+            scores = score(measured.embedded.points, self.cells, seed, self.scores_integration)
         return {
             "status": measured.status,
             **scores,

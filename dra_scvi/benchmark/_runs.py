@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KIB_PER_MIB = 1024
 
 
-class _Measured(NamedTuple):
+class Measured(NamedTuple):
     """What came of one model: an embedding or the reason why not, and what it took."""
 
     embedded: Embedded | None
@@ -35,7 +35,7 @@ class _Measured(NamedTuple):
     peak_memory_mb: float
 
 
-def _measure(contender: Contender, cells: Cells, task: Task) -> _Measured:
+def measure(contender: Contender, cells: Cells, task: Task) -> Measured:
     """Run a model on a copy of the counts; a run that fails is a result as well."""
     counts = cells.counts.copy()
     counts_memory = _reset_peak_memory()
@@ -57,7 +57,7 @@ def _measure(contender: Contender, cells: Cells, task: Task) -> _Measured:
         n_bad = int((~np.isfinite(embedded.points).all(axis=1)).sum())
         if n_bad:
             embedded, status = None, f"the embedding of {n_bad} cells is not finite"
-    return _Measured(embedded, status, *took, memory)
+    return Measured(embedded, status, *took, memory)
 
 
 def _check_shape(points: NDArray[Any], contender: Contender, cells: Cells) -> None:
@@ -69,13 +69,13 @@ def _check_shape(points: NDArray[Any], contender: Contender, cells: Cells) -> No
         )
 
 
-def _scores(points: NDArray[Any], cells: Cells, seed: int, with_integration: bool) -> Row:
+def score(points: NDArray[Any], cells: Cells, seed: int, with_integration: bool) -> Row:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     kmeans = metrics.clustering(points, cells.labels, "kmeans", seed=seed)
-    graph = _clustering._neighbor_graph(_input._checked_embedding(points), seed)
-    found = _clustering._matched(graph, cells.n_types, seed)
-    fixed = _clustering._leiden(graph, 1.0, seed)
+    graph = _clustering.neighbor_graph(_input.checked_embedding(points), seed)
+    found = _clustering.matched(graph, cells.n_types, seed)
+    fixed = _clustering.cluster_graph(graph, 1.0, seed)
     scores: Row = {
         "nmi": kmeans["nmi"],
         "ari": kmeans["ari"],

@@ -95,7 +95,7 @@ __all__ = ["train"]
 @click.option(
     "--prior",
     type=click.Choice(["normal", "uniform", "mixture"]),
-    help="Distribution that the codes are matched to; default: mixture, with --preset normal.",
+    help="Distribution that latents are matched to; default: mixture, with --preset normal.",
 )
 @click.option(
     "--divergence",

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 # what reading such a file raises that was cut off, or is another
-_CORRUPT = (
+CORRUPT = (
     ValueError,
     KeyError,
     TypeError,
@@ -23,7 +23,7 @@ _CORRUPT = (
 )
 
 
-def _download(name: str, url: str, file: str) -> Path:
+def download(name: str, url: str, file: str) -> Path:
     import pooch
 
     try:

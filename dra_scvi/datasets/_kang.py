@@ -16,7 +16,7 @@ from dra_scvi._inputs.mtx_labels import (
     check_counts,
     named_rows,
 )
-from dra_scvi.datasets._download import _CORRUPT, _download
+from dra_scvi.datasets._download import CORRUPT, download
 
 _KANG_FILE = "ifnb_2800.rda"
 _KANG_COMMIT = "ec6b742f9f42dc4f1a40a392ddfe8d3610ab9e63"
@@ -104,7 +104,7 @@ def kang(path: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def _download_kang() -> Path:
-    return _download("Kang", _KANG_URL, _KANG_FILE)
+    return download("Kang", _KANG_URL, _KANG_FILE)
 
 
 def _parse_kang(path: Path) -> AnnData:
@@ -112,7 +112,7 @@ def _parse_kang(path: Path) -> AnnData:
         raise FileNotFoundError(f"No file at {path}; download {_KANG_URL} and pass it as path=.")
     try:
         counts, genes, obs = _read_h5ad(path) if path.suffix == ".h5ad" else _read_rda(path)
-    except _CORRUPT as error:
+    except CORRUPT as error:
         detail = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{path} cannot be read as {_KANG_FILE} ({detail}); get it from {_KANG_URL}."

@@ -17,7 +17,7 @@ from dra_scvi._inputs.mtx_labels import (
     check_counts,
     named_rows,
 )
-from dra_scvi.datasets._download import _download
+from dra_scvi.datasets._download import download
 
 if TYPE_CHECKING:
     import os
@@ -131,7 +131,7 @@ def _highly_variable_by_variance(adata: AnnData, n_genes: int) -> AnnData:
 
 
 def _download_zeisel() -> Path:
-    return _download("Zeisel", _ZEISEL_URL, _ZEISEL_FILE)
+    return download("Zeisel", _ZEISEL_URL, _ZEISEL_FILE)
 
 
 def _parse_zeisel(path: Path) -> AnnData:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._threads import own_threads
-from dra_scvi.metrics._input import _checked_embedding, _label_codes, _n_distinct
+from dra_scvi.metrics._input import checked_embedding, label_codes, n_distinct
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,11 +69,11 @@ def cluster(
     >>> bool(found[0] == found[1]), bool(found[0] == found[2])
     (True, False)
     """
-    points = _checked_embedding(embedding)
+    points = checked_embedding(embedding)
     _check_method(method, n_clusters)
     _check_numbers(len(points), n_clusters, resolution, seed, n_init)
     if method == "leiden":
-        return _leiden(_neighbor_graph(points, seed), resolution, seed)
+        return cluster_graph(neighbor_graph(points, seed), resolution, seed)
     if n_clusters is None:
         raise ValueError("k-means needs the number of clusters: pass n_clusters.")
     return _kmeans(points, n_clusters=n_clusters, seed=seed, n_init=n_init)
@@ -147,16 +147,16 @@ def clustering(
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    points = _checked_embedding(embedding)
-    known = _label_codes(labels, len(points), name="labels")
+    points = checked_embedding(embedding)
+    known = label_codes(labels, len(points), name="labels")
     _check_method(method, n_clusters)
     if method == "kmeans" and n_clusters is None:
-        n_clusters = _n_distinct(known)
+        n_clusters = n_distinct(known)
     found = cluster(points, method, n_clusters, resolution, seed, n_init)
     scores: dict[str, float | int] = {
         "nmi": float(normalized_mutual_info_score(known, found, average_method="arithmetic")),
         "ari": float(adjusted_rand_score(known, found)),
-        "n_clusters": _n_distinct(found),
+        "n_clusters": n_distinct(found),
     }
     silhouette = _silhouette(points, known, seed)
     if silhouette is not None:
@@ -200,21 +200,21 @@ def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDAr
     """
     check_number(n_clusters, "n_clusters", least=1)
     check_number(seed, "seed", least=0)
-    return _matched(_neighbor_graph(_checked_embedding(embedding), seed), n_clusters, seed)
+    return matched(neighbor_graph(checked_embedding(embedding), seed), n_clusters, seed)
 
 
-def _matched(graph: AnnData, n_clusters: int, seed: int) -> NDArray[np.int64]:
+def matched(graph: AnnData, n_clusters: int, seed: int) -> NDArray[np.int64]:
     """Bisect the resolution of Leiden until it gives a wanted number of clusters, or nearly."""
     low, high = np.log(_RESOLUTIONS)
     partitions: list[NDArray[np.int64]] = []
     for _ in range(_RESOLUTIONS_TRIED):
         middle = (low + high) / 2
-        partitions.append(_leiden(graph, float(np.exp(middle)), seed))
-        surplus = _n_distinct(partitions[-1]) - n_clusters
+        partitions.append(cluster_graph(graph, float(np.exp(middle)), seed))
+        surplus = n_distinct(partitions[-1]) - n_clusters
         if surplus == 0:
             break
         low, high = (low, middle) if surplus > 0 else (middle, high)
-    return min(partitions, key=lambda found: abs(_n_distinct(found) - n_clusters))
+    return min(partitions, key=lambda found: abs(n_distinct(found) - n_clusters))
 
 
 def _kmeans(
@@ -227,7 +227,7 @@ def _kmeans(
         return model.fit_predict(points).astype(np.int64)
 
 
-def _neighbor_graph(points: NDArray[np.floating], seed: int) -> AnnData:
+def neighbor_graph(points: NDArray[np.floating], seed: int) -> AnnData:
     import scanpy as sc
     from anndata import AnnData
 
@@ -240,7 +240,7 @@ def _neighbor_graph(points: NDArray[np.floating], seed: int) -> AnnData:
     return graph
 
 
-def _leiden(graph: AnnData, resolution: float, seed: int) -> NDArray[np.int64]:
+def cluster_graph(graph: AnnData, resolution: float, seed: int) -> NDArray[np.int64]:
     import scanpy as sc
 
     sc.tl.leiden(
@@ -262,7 +262,7 @@ def _silhouette(points: NDArray[np.floating], known: NDArray[np.int64], seed: in
         rng = np.random.default_rng(seed)
         drawn = rng.choice(len(points), size=_SILHOUETTE_CELLS, replace=False)
         points, known = points[drawn], known[drawn]
-    if not 2 <= _n_distinct(known) < len(points):
+    if not 2 <= n_distinct(known) < len(points):
         return None
     with own_threads():
         return float(silhouette_score(points, known))

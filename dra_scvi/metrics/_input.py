@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-def _checked_embedding(embedding: ArrayLike, argument: str = "embedding") -> NDArray[np.floating]:
+def checked_embedding(embedding: ArrayLike, argument: str = "embedding") -> NDArray[np.floating]:
     points = matrix(embedding, argument)
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(
@@ -31,7 +31,7 @@ def _checked_embedding(embedding: ArrayLike, argument: str = "embedding") -> NDA
     return points
 
 
-def _label_codes(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.int64]:
+def label_codes(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.int64]:
     values = pd.Series(one_per_cell(labels, n_cells, name))
     codes, _ = pd.factorize(values)
     n_missing = int((codes < 0).sum())
@@ -43,5 +43,5 @@ def _label_codes(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.int64
     return codes.astype(np.int64)
 
 
-def _n_distinct(codes: NDArray[np.int64]) -> int:
+def n_distinct(codes: NDArray[np.int64]) -> int:
     return len(np.unique(codes))

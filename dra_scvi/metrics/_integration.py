@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._threads import own_threads
-from dra_scvi.metrics._input import _checked_embedding, _label_codes, _n_distinct
+from dra_scvi.metrics._input import checked_embedding, label_codes, n_distinct
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -91,11 +91,11 @@ def integration(
     ... )  # doctest: +SKIP
     >>> scores["total"]  # doctest: +SKIP
     """
-    points = _checked_embedding(embedding)
-    types = _label_codes(labels, len(points), name="labels")
-    batch = _label_codes(batches, len(points), name="batches")
-    _check_comparable(types, batch)
-    scib = _import_scib()
+    points = checked_embedding(embedding)
+    types = label_codes(labels, len(points), name="labels")
+    batch = label_codes(batches, len(points), name="batches")
+    check_comparable(types, batch)
+    scib = import_scib()
     near, middle, wide = (
         _exact_neighbors(points, n)
         for n in (_CONNECTIVITY_NEIGHBORS, _KBET_NEIGHBORS, _LISI_NEIGHBORS)
@@ -116,7 +116,7 @@ def integration(
         "pcr": np.nan,
     }
     if unintegrated is not None:
-        before = _checked_embedding(unintegrated, "unintegrated")
+        before = checked_embedding(unintegrated, "unintegrated")
         if len(before) != len(points):
             raise ValueError(f"unintegrated has {len(before)} cells, the embedding {len(points)}.")
         with warnings.catch_warnings():
@@ -153,7 +153,7 @@ def _exact_neighbors(points: NDArray[np.floating], n_neighbors: int) -> Any:
     return NeighborsResults(indices=indices, distances=distances)
 
 
-def _import_scib() -> ModuleType:
+def import_scib() -> ModuleType:
     try:
         import scib_metrics
     except ImportError as error:
@@ -163,13 +163,13 @@ def _import_scib() -> ModuleType:
     return scib_metrics
 
 
-def _check_comparable(types: NDArray[np.int64], batch: NDArray[np.int64]) -> None:
+def check_comparable(types: NDArray[np.int64], batch: NDArray[np.int64]) -> None:
     if len(types) <= _CONNECTIVITY_NEIGHBORS:
         raise ValueError(
             f"Integration scores need more than {_CONNECTIVITY_NEIGHBORS} cells, got {len(types)}."
         )
     for codes, what in ((batch, "batch"), (types, "label")):
-        if _n_distinct(codes) < 2:
+        if n_distinct(codes) < 2:
             raise ValueError(
                 f"Integration scores need at least two {what} values, found one; "
                 "use dra_scvi.metrics.clustering instead."

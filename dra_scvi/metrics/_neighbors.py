@@ -8,7 +8,7 @@ import numpy as np
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._threads import own_threads
-from dra_scvi.metrics._input import _checked_embedding, _label_codes
+from dra_scvi.metrics._input import checked_embedding, label_codes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -51,8 +51,8 @@ def purity(embedding: ArrayLike, labels: ArrayLike, n_neighbors: int = 15) -> fl
     from sklearn.neighbors import NearestNeighbors
 
     check_number(n_neighbors, "n_neighbors", least=1)
-    points = _checked_embedding(embedding)
-    known = _label_codes(labels, len(points), name="labels")
+    points = checked_embedding(embedding)
+    known = label_codes(labels, len(points), name="labels")
     if len(points) < 2:
         raise ValueError("Purity needs at least 2 cells, got 1.")
     index = NearestNeighbors(n_neighbors=min(n_neighbors, len(points) - 1)).fit(points)

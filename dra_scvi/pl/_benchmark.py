@@ -9,7 +9,7 @@ import numpy as np
 from dra_scvi._data.keys import unknown_key
 from dra_scvi.benchmark import _pairs
 from dra_scvi.benchmark._statistics import interval
-from dra_scvi.pl._figures import COLOURS, _axes, _finish, _resolve_show
+from dra_scvi.pl._figures import COLOURS, finish, make_axes, resolve_show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,16 +98,16 @@ def benchmark(
     names = [name for name in dict.fromkeys(table["dataset"]) if name in shown]
     if not names:
         raise ValueError(f"no run of {model!r} has a finite partner of the same data set and seed")
-    show = _resolve_show(show, ax, save)
+    show = resolve_show(show, ax, save)
     width, height = COMPARISON_SIZE
     n_rows = len(names) + (len(names) > 1)
     height += ROW_HEIGHT * n_rows * (len(others) + 1)
-    figure, grid = _axes(1, 1, (width, height), ax, show)
+    figure, grid = make_axes(1, 1, (width, height), ax, show)
     _draw_differences(grid[0, 0], pairs, names)
     _label_differences(grid[0, 0], names, model, metric)
     if "quick" in table and table["quick"].any():
         grid[0, 0].set_title("quick look, too short for conclusions", fontsize="medium")
-    return _finish(figure, grid, show, save)
+    return finish(figure, grid, show, save)
 
 
 def _baselines(table: pd.DataFrame, model: str, baselines: Sequence[str] | None) -> list[str]:

@@ -14,10 +14,10 @@ from dra_scvi.pl._figures import (
     GUIDE_COLOUR,
     POINTS_PER_INCH,
     SIDE,
-    _axes,
-    _check_names,
-    _finish,
-    _resolve_show,
+    check_names,
+    finish,
+    make_axes,
+    resolve_show,
 )
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def embedding(
     'dra'
     """
     check_adata(adata, ("obs", "obsm"))
-    _check_names("basis", basis)
+    check_names("basis", basis)
     if color is not None:
-        _check_names("color", color)
+        check_names("color", color)
     if isinstance(titles, str):
         titles = [titles]
     names = [_basis_key(adata, key) for key in ([basis] if isinstance(basis, str) else basis)]
@@ -109,8 +109,8 @@ def embedding(
     if not names or len(labels) != len(names):
         raise ValueError(f"{len(labels)} titles do not fit {len(names)} embeddings")
     points = [_points(adata, name) for name in names]
-    show = _resolve_show(show, None, save)
-    figure, grid = _axes(len(colors), len(names), EMBEDDING_PANEL, None, show)
+    show = resolve_show(show, None, save)
+    figure, grid = make_axes(len(colors), len(names), EMBEDDING_PANEL, None, show)
     for key, row in zip(colors, grid, strict=True):
         _draw_row(adata, key, points, row, legend)
     for label, axes in zip(labels, grid[0], strict=True):
@@ -118,7 +118,7 @@ def embedding(
     for name, axes in zip(names, grid[-1], strict=True):
         axes.set_xlabel(f"{_axis_name(name)} 1 and 2", fontsize="small", color=GUIDE_COLOUR)
     _widen_for_legends(figure, grid)
-    return _finish(figure, grid, show, save)
+    return finish(figure, grid, show, save)
 
 
 def _basis_key(adata: AnnData, key: str) -> str:

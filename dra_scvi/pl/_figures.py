@@ -32,7 +32,7 @@ NAMES = {
 GUIDE_COLOUR = "#595959"
 
 
-def _check_names(argument: str, names: Any) -> None:
+def check_names(argument: str, names: Any) -> None:
     """Refuse values where names are wanted."""
     listed = [names] if isinstance(names, str) else names
     if not hasattr(listed, "__iter__") or not all(
@@ -41,7 +41,7 @@ def _check_names(argument: str, names: Any) -> None:
         raise TypeError(f"{argument} takes a name or a list of names, not {type(names).__name__}")
 
 
-def _resolve_show(show: bool | None, ax: Axes | None, save: str | Path | None) -> bool:
+def resolve_show(show: bool | None, ax: Axes | None, save: str | Path | None) -> bool:
     if show is not None:
         return show
     if ax is not None or save is not None:
@@ -51,7 +51,7 @@ def _resolve_show(show: bool | None, ax: Axes | None, save: str | Path | None) -
     return bool(scanpy.settings.autoshow)
 
 
-def _axes(
+def make_axes(
     n_rows: int, n_columns: int, size: tuple[float, float], ax: Axes | None, show: bool
 ) -> tuple[Figure, NDArray[Any]]:
     """Make a grid of axes; only a figure that will be shown is known to pyplot."""
@@ -72,7 +72,7 @@ def _axes(
     return figure, figure.subplots(n_rows, n_columns, squeeze=False)
 
 
-def _finish(
+def finish(
     figure: Figure, grid: NDArray[Any], show: bool, save: str | Path | None
 ) -> Axes | Figure | None:
     """Save, show and return a figure."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._data.keys import unknown_key
-from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, NAMES, _axes, _finish, _resolve_show
+from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, NAMES, finish, make_axes, resolve_show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,15 +104,15 @@ def training(
     panels = _panels(history, [keys] if isinstance(keys, str) else keys)
     if ax is not None:
         panels = [_merge(panels)]
-    show = _resolve_show(show, ax, save)
+    show = resolve_show(show, ax, save)
     width, height = CURVES_PANEL
     height += GUIDE_HEIGHT * any(panel.guide for panel in panels) * guide
-    figure, grid = _axes(1, len(panels), (width, height), ax, show)
+    figure, grid = make_axes(1, len(panels), (width, height), ax, show)
     for panel, axes in zip(panels, grid[0], strict=True):
         _draw_curves(axes, history, panel)
         if guide and panel.guide:
             _write_below(axes, panel.guide)
-    return _finish(figure, grid, show, save)
+    return finish(figure, grid, show, save)
 
 
 def _history(model_or_history: Any) -> dict[str, pd.Series]:

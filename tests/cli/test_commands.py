@@ -20,14 +20,14 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from click.testing import CliRunner
 
 import dra_scvi
 from dra_scvi import _threads, datasets, metrics, tl
 from dra_scvi import demo as demo_job
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi.benchmark import _compare
-from dra_scvi.cli import exit_code, program
+from dra_scvi.cli import exit_code
+from tests.helpers import invoke
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,10 +38,6 @@ SETTINGS = ("--accelerator", "cpu", "--threads", "1")
 EPOCHS = 3
 N_CELLS, N_GENES, N_TYPES = 120, 30, 3
 BATCH_SIZE = 53  # of 108 training cells 2 are left over, about which scvi-tools warns
-
-
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(program, [str(arg) for arg in args])
 
 
 def spawn(*args: object, code: str = "from dra_scvi.cli import main; main()") -> Any:
@@ -938,7 +934,7 @@ def test_interrupted_benchmark_keeps_finished_runs(
 ) -> None:
     args = benchmark_args(source, tmp_path / "table.csv")
     with monkeypatch.context() as patched:
-        score, calls = _compare._scores, []
+        score, calls = _compare.score, []
 
         def stop(*given: Any) -> dict[str, Any]:
             calls.append(given)
@@ -946,7 +942,7 @@ def test_interrupted_benchmark_keeps_finished_runs(
                 os.kill(os.getpid(), signum)
             return score(*given)
 
-        patched.setattr(_compare, "_scores", stop)
+        patched.setattr(_compare, "score", stop)
         result = invoke(*args, "--json", tmp_path / "out.json")
     assert result.exit_code == code
     assert told(result.stderr)[2:] == [

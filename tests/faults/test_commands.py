@@ -12,26 +12,20 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
 import dra_scvi
 from dra_scvi import DRA, benchmark, metrics, pl
 from dra_scvi.benchmark._table import Table
-from dra_scvi.cli import exit_code, program
-from tests.helpers import cells, fit
+from dra_scvi.cli import exit_code
+from tests.helpers import cells, fit, invoke
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from click.testing import Result
 
 QUICK = ("--max-epochs", 1, "--batch-size", 32, "--accelerator", "cpu")
 RUN = "from dra_scvi.cli import main; main()"
-
-
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(program, [str(arg) for arg in args])
 
 
 def shell(line: str, *args: object) -> subprocess.CompletedProcess[str]:

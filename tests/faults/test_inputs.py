@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
-from click.testing import CliRunner
 from scipy import io, sparse
 
 from dra_scvi import DRA, InvalidCountsError, datasets, metrics, tl
@@ -29,8 +28,7 @@ from dra_scvi._data.rows import StoredRows
 from dra_scvi._data.validation import validate_counts
 from dra_scvi._inputs.out_of_core import open_stored
 from dra_scvi._inputs.read import read_input
-from dra_scvi.cli import program
-from tests.helpers import cells, fit
+from tests.helpers import cells, fit, invoke
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,12 +38,8 @@ if TYPE_CHECKING:
 QUICK = ("--max-epochs", 1, "--accelerator", "cpu", "--n-hidden", 8, "--n-latent", 2)
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(program, [str(argument) for argument in arguments])
-
-
 def train(path: Path, *options: object) -> Result:
-    return run("train", path, "--output", path.parent / "out.h5ad", *QUICK, *options)
+    return invoke("train", path, "--output", path.parent / "out.h5ad", *QUICK, *options)
 
 
 def refused(done: Result, *words: str) -> None:
@@ -299,21 +293,24 @@ def test_an_anndata_is_told_from_a_model(tmp_path: Path, suffix: str) -> None:
     """`info` and `embed --model` say of cells that a folder of a model is wanted."""
     path = tmp_path / f"embedded.{suffix}"
     cells().write_h5ad(path) if suffix == "h5ad" else cells().write_zarr(path)
-    for done in (run("info", path), run("embed", path, "--model", path, "--output", "o.h5ad")):
+    for done in (
+        invoke("info", path),
+        invoke("embed", path, "--model", path, "--output", "o.h5ad"),
+    ):
         refused(done, "is an AnnData", "the folder of a saved model")
 
 
 def test_a_file_of_a_model_is_told_from_its_folder(tmp_path: Path) -> None:
     """`info model/model.pt` names the folder to give."""
     (tmp_path / "model.pt").write_bytes(b"x")
-    refused(run("info", tmp_path / "model.pt"), f"name its folder, {tmp_path}")
-    refused(run("info", Path(__file__)), "is a file")
+    refused(invoke("info", tmp_path / "model.pt"), f"name its folder, {tmp_path}")
+    refused(invoke("info", Path(__file__)), "is a file")
 
 
 def test_a_model_is_told_from_cells(tmp_path: Path) -> None:
     """`train` and `evaluate` of a folder with a model ask for cells."""
     (tmp_path / "model.pt").write_bytes(b"x")
-    for done in (train(tmp_path), run("evaluate", tmp_path, "--label-key", "cell_type")):
+    for done in (train(tmp_path), invoke("evaluate", tmp_path, "--label-key", "cell_type")):
         refused(done, "is a saved model and holds no cells")
 
 
@@ -671,12 +668,12 @@ def test_a_config_that_never_ends_is_refused_at_once(tmp_path: Path) -> None:
     ):
         config.write_text(text)
         with at_once():
-            done = run("train", "x.h5ad", "--output", "out.h5ad", "--config", config)
+            done = invoke("train", "x.h5ad", "--output", "out.h5ad", "--config", config)
         assert (done.exit_code, str(config) in done.stderr) == (2, True)
     config.unlink()
     os.mkfifo(config)
     with at_once():
-        done = run("train", "x.h5ad", "--output", "out.h5ad", "--config", config)
+        done = invoke("train", "x.h5ad", "--output", "out.h5ad", "--config", config)
     assert (done.exit_code, "not a file" in done.stderr) == (2, True)
 
 

@@ -14,14 +14,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
 from dra_scvi import metrics, tl
 from dra_scvi._outputs.drafts import name_draft
 from dra_scvi._outputs.files import atomic_folder, atomic_path, write_h5ad
 from dra_scvi._outputs.h5ad_content import check_writable
-from dra_scvi.cli import program
-from tests.helpers import cells
+from tests.helpers import cells, invoke
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +30,6 @@ if TYPE_CHECKING:
 QUICK = ("--max-epochs", 1, "--batch-size", 32, "--accelerator", "cpu")
 RUN = "from dra_scvi.cli import main; main()"
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
-
-
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(program, [str(arg) for arg in args])
 
 
 def obey_permissions() -> None:

@@ -10,7 +10,6 @@ import anndata
 import h5py
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -20,13 +19,12 @@ from dra_scvi._data import stored as _stored
 from dra_scvi._data.stored import read_rows
 from dra_scvi._inputs import out_of_core as _out_of_core
 from dra_scvi._inputs.out_of_core import open_stored, stays_in_file, write_copy, write_stored
-from dra_scvi.cli import program
+from tests.helpers import invoke
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from click.testing import Result
 
 FORMATS = ("h5ad", "zarr")
 
@@ -50,10 +48,6 @@ def saved(adata: AnnData, folder: Path, form: str) -> Path:
     else:
         adata.write_h5ad(path)
     return path
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(program, [str(argument) for argument in arguments])
 
 
 class Spy:
@@ -162,14 +156,14 @@ def test_the_command_line_leaves_counts_in_their_file(
     outputs = [tmp_path / f"out{i}.h5ad" for i in range(3)]
     for i, output in enumerate(outputs[:2]):
         model = tmp_path / f"model{i}"
-        done = run(
+        done = invoke(
             "train", path, "--output", output, "--model-dir", model, "--json", "-", *options
         )
         assert done.exit_code == 0, done.stderr
         assert f"counts stay in {path}" in done.stderr
         assert json.loads(done.stdout)["kmeans"]["nmi"] >= 0
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
-    done = run("embed", path, "--model", model, "--output", outputs[2], "--out-of-core")
+    done = invoke("embed", path, "--model", model, "--output", outputs[2], "--out-of-core")
     assert done.exit_code == 0, done.stderr
     trained, embedded = (anndata.read_h5ad(output) for output in outputs[1:])
     np.testing.assert_array_equal(trained.obsm["X_dra"], embedded.obsm["X_dra"])
@@ -181,30 +175,30 @@ def test_the_command_line_says_what_is_wrong_with_a_stored_input(
 ) -> None:
     path, output = saved(counted, tmp_path, "h5ad"), tmp_path / "out.h5ad"
     train = ["train", path, "--output", output, "--out-of-core"]
-    done = run(*train, "--layer", "count")
+    done = invoke(*train, "--layer", "count")
     assert (done.exit_code, "did you mean 'counts'" in done.stderr) == (65, True)
-    done = run(*train, "--preset", "published")
+    done = invoke(*train, "--preset", "published")
     assert (done.exit_code, "--out-of-core" in done.stderr) == (2, True)
     counted.layers["counts"].data[5] = -1
     counted.layers["counts"] = sparse.csr_matrix(counted.layers["counts"])
     done = gc.collect()  # the trace of an error holds its file open
     counted.write_h5ad(path)
-    done = run(*train, "--layer", "counts")
+    done = invoke(*train, "--layer", "counts")
     assert (done.exit_code, "1 negative value" in done.stderr) == (65, True)
     path.write_bytes(path.read_bytes()[:5_000])
-    assert run(*train).exit_code == 65
+    assert invoke(*train).exit_code == 65
     assert not output.exists()
 
 
 def test_genes_in_another_order_are_refused_out_of_core(tmp_path: Path, adata: AnnData) -> None:
     path, model = saved(adata, tmp_path, "h5ad"), tmp_path / "model"
     options = ["--accelerator", "cpu", "--model-dir", model, "--max-epochs", 1]
-    assert run("train", path, "--output", tmp_path / "out.h5ad", *options).exit_code == 0
+    assert invoke("train", path, "--output", tmp_path / "out.h5ad", *options).exit_code == 0
     adata[:, ::-1].copy().write_h5ad(path)
     embed = ["embed", path, "--model", model, "--output", tmp_path / "again.h5ad"]
-    done = run(*embed, "--out-of-core")
+    done = invoke(*embed, "--out-of-core")
     assert (done.exit_code, "--in-memory" in done.stderr) == (65, True)
-    assert run(*embed).exit_code == 0
+    assert invoke(*embed).exit_code == 0
 
 
 def test_one_call_embeds_a_backed_anndata(tmp_path: Path, adata: AnnData) -> None:

@@ -11,15 +11,13 @@ import torch
 from scvi.model import SCVI
 
 from dra_scvi import DRA, InvalidCountsError
+from tests.helpers import QUIET, SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from anndata import AnnData
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
-SMALL = {"n_hidden": 16, "n_latent": 4, "n_hidden_discriminator": [16]}
 
 
 def trained(adata: AnnData, max_epochs: int | None = 2, **kwargs: Any) -> DRA:

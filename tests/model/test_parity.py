@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import dra_scvi
 from dra_scvi import DRA, DRAVAE, PublishedDRA, datasets
+from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 KEYS = {"batch_key": "batch", "labels_key": "cell_type"}
 N_CELLS, N_GENES = 60, 12
 PUBLIC = [name for name in dir(SCVI) if not name.startswith("_")]

@@ -38,13 +38,13 @@ from dra_scvi._folder.manifest import describe
 from dra_scvi._folder.read import checked_copy, read_model
 from dra_scvi._folder.write import atomic_save
 from dra_scvi._model.saving import in_gene_order
+from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anndata import AnnData
 
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 GENES = [f"gene_{i}" for i in range(12)]
 
 

@@ -11,14 +11,12 @@ import torch
 from scvi.model import SCVI
 
 from dra_scvi import DRA, datasets
+from tests.helpers import QUIET, SMALL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
-SMALL = {"n_hidden": 16, "n_latent": 4, "n_hidden_discriminator": [16]}
 
 
 @pytest.fixture

@@ -12,12 +12,11 @@ from sklearn.linear_model import LinearRegression
 
 from dra_scvi import DRA
 from dra_scvi._module.axes import expression_axes, tempered
+from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from torch import Tensor
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 def problem(seed: int = 0, n_genes: int = 12) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dra_scvi._module.composition import MAX_WEIGHT, MOMENTUM, Composition
-from dra_scvi._module.divergences import DIVERGENCES
+from dra_scvi._module.matching import DIVERGENCES
 from dra_scvi._module.priors import MixturePrior
 
 

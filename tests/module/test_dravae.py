@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 from scvi.module import VAE
 
 from dra_scvi import DRAVAE
-from dra_scvi._module.divergences import bhattacharyya
+from dra_scvi._module.matching import bhattacharyya
 
 N_GENES, N_BATCH, N_CELLS = 12, 3, 16
 UNUSED_BY_SCVI = ("l_encoder", "decoder.px_r_decoder")
@@ -140,7 +140,7 @@ def separately(
     detach: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Both divergences without any gradient trick."""
-    from dra_scvi._module.divergences import DIVERGENCES
+    from dra_scvi._module.matching import DIVERGENCES
 
     estimate = DIVERGENCES[module.divergence]
     batch = tensors[REGISTRY_KEYS.BATCH_KEY]

@@ -23,12 +23,11 @@ from dra_scvi._module.neighborhood import (
     local_sum,
     radii,
 )
+from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from torch import Tensor
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 def clusters(n_cells: int = 600, n_latent: int = 10, noise: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Tests of the discriminators and of hidden layers of unequal width."""
+"""Tests of hidden layers of unequal width."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from scvi.nn import DecoderSCVI, FCLayers
 from torch import nn
 
-from dra_scvi._module.networks import Discriminator, set_decoder_widths, set_widths
+from dra_scvi._module.networks import set_decoder_widths, set_widths
 
 
 def rows(n_cells: int, n_columns: int) -> torch.Tensor:
@@ -19,87 +19,6 @@ def rows(n_cells: int, n_columns: int) -> torch.Tensor:
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-# -- the discriminator ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_hidden", [[], [8], [16, 4, 8]])
-@pytest.mark.parametrize("n_cells", [1, 5])
-def test_discriminator_gives_one_score_per_row(n_hidden: list[int], n_cells: int) -> None:
-    discriminator = Discriminator(6, n_hidden)
-    scores = discriminator(rows(n_cells, 6))
-    assert scores.shape == (n_cells,)
-    assert torch.isfinite(scores).all()
-    widths = [p.shape[0] for n, p in discriminator.named_parameters() if p.ndim == 2]
-    assert widths == [*n_hidden, 1]
-
-
-@pytest.mark.parametrize("n_batch", [0, 3])
-def test_score_of_a_row_does_not_depend_on_the_others(n_batch: int) -> None:
-    discriminator = Discriminator(6, [8, 8], n_batch).double()
-    x, batch_index = rows(5, 6).double(), torch.tensor([[0], [2], [1], [0], [2]])
-    alone = [discriminator(x[i : i + 1], batch_index[i : i + 1]) for i in range(5)]
-    torch.testing.assert_close(torch.cat(alone), discriminator(x, batch_index))
-
-
-def test_score_is_linear_at_the_end_up_to_its_bound() -> None:
-    discriminator = Discriminator(2, [], bound=5.0)
-    nn.init.constant_(discriminator.layers[-1].weight, 3.0)
-    nn.init.constant_(discriminator.layers[-1].bias, -1.0)
-    found = discriminator(torch.tensor([[1.0, 2.0], [-100.0, 0.0]]))
-    torch.testing.assert_close(found, 5 * torch.tensor([8.0 / 5, -301.0 / 5]).tanh())
-
-
-@pytest.mark.parametrize("n_batch", [0, 1])
-def test_a_single_batch_is_ignored(n_batch: int) -> None:
-    discriminator = Discriminator(6, [8], n_batch)
-    x = rows(4, 6)
-    expected = discriminator(x)
-    for batch in (0, 7):
-        assert torch.equal(discriminator(x, torch.full((4, 1), batch)), expected)
-    assert shapes(discriminator) == shapes(Discriminator(6, [8]))
-
-
-def test_several_batches_change_the_score() -> None:
-    discriminator = Discriminator(6, [8], n_batch=3)
-    x = rows(4, 6)
-    scores = [discriminator(x, torch.full((4, 1), batch)) for batch in range(3)]
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert not torch.allclose(scores[i], scores[j])
-
-
-def test_batches_may_be_given_as_floats() -> None:
-    discriminator = Discriminator(6, [8], n_batch=3)
-    batch_index = torch.tensor([[0], [2], [1]])
-    assert torch.equal(
-        discriminator(rows(3, 6), batch_index.float()), discriminator(rows(3, 6), batch_index)
-    )
-
-
-def test_several_batches_without_their_index_are_refused() -> None:
-    with pytest.raises(ValueError, match="batch_index"):
-        Discriminator(6, [8], n_batch=2)(rows(4, 6))
-
-
-def test_discriminator_shares_no_parameter_name_with_what_scvi_tools_looks_for() -> None:
-    names = [name for name, _ in Discriminator(6, [8, 8], n_batch=2).named_parameters()]
-    assert len(names) > 0
-    for word in ("encoder", "decoder", "fc_layers", "classifier"):
-        assert not [name for name in names if word in name]
-
-
-@pytest.mark.parametrize("n_batch", [0, 2])
-def test_every_parameter_of_the_discriminator_gets_a_gradient(n_batch: int) -> None:
-    discriminator = Discriminator(6, [8, 4], n_batch)
-    discriminator(rows(5, 6), torch.tensor([[0], [1], [1], [0], [1]])).square().sum().backward()
-    for name, parameter in discriminator.named_parameters():
-        assert parameter.grad.abs().sum() > 0, name
-
-
-def test_training_mode_makes_no_difference_to_the_discriminator() -> None:
-    discriminator, x = Discriminator(6, [8]), rows(5, 6)
-    assert torch.equal(discriminator.train()(x), discriminator.eval()(x))
 
 
 # -- widths of hidden layers ---------------------------------------------------------------------
@@ -217,13 +136,3 @@ def test_every_parameter_of_a_resized_decoder_gets_a_gradient() -> None:
     sum(output.square().sum() for output in outputs).backward()
     for name, parameter in decoder.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
-
-
-def test_discriminator_scores_stay_within_their_bound() -> None:
-    discriminator = Discriminator(3, [8], bound=1.5)
-    with torch.no_grad():
-        discriminator.layers[-1].weight.mul_(1e4)
-    scores = discriminator(torch.randn(64, 3))
-    assert float(scores.abs().max()) <= 1.5
-    assert float(scores.max()) > 1.4
-    assert float(scores.min()) < -1.4

@@ -15,14 +15,13 @@ from dra_scvi import InvalidCountsError, PublishedDRA, TrainingDivergedError, pr
 from dra_scvi._published.cells import _Windows, published_split
 from dra_scvi._published.networks import _Affine
 from dra_scvi._published.plan import PublishedPlan
+from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from anndata import AnnData
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 def make(adata: AnnData, **kwargs: Any) -> PublishedDRA:

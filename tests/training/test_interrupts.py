@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks import Callback
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, tl
 from dra_scvi._training.diverged import LastGoodState
+from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
 
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 SMALL = {"n_hidden": 16, "n_latent": 4}
 
 

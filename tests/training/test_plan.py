@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback
 
 from dra_scvi import DRA, DRAVAE, DualMatchingPlan, TrainingDivergedError
 from dra_scvi._training.plan import TERMS
+from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 PLAYERS = ("autoencoder", "latent_discriminator", "data_discriminator")
 
 

@@ -27,8 +27,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, datasets, metrics, tl
-from dra_scvi._module.divergences import DIVERGENCES
+from dra_scvi._module.matching import DIVERGENCES
 from dra_scvi._training.processes import gathered_scores, trainer_settings
+from tests.helpers import QUIET
 
 N_GENES, EPOCHS = 60, 40
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
@@ -177,8 +178,6 @@ def gradients(_: Path) -> dict[str, Any]:
 
 
 # -- the tests: in a process that is none of these --------------------------------------------
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 def free_port() -> int:

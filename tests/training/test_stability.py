@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from dra_scvi import DRA, TrainingDivergedError, datasets
+from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 def draw_cells(rng: np.random.Generator) -> AnnData:

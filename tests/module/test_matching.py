@@ -1,4 +1,4 @@
-"""Tests of the divergences against closed forms, quadrature and plain NumPy."""
+"""Tests of the divergences against closed forms, and of the discriminator that estimates them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
+from torch import nn
 
-from dra_scvi._module.divergences import (
+from dra_scvi._module.matching import (
     DIVERGENCES,
+    Discriminator,
     bhattacharyya,
     jensen_shannon,
-    released_distance,
-    released_generator_loss,
     scale_gradient,
 )
 
@@ -246,98 +246,6 @@ def test_jensen_shannon_is_at_most_ln_2() -> None:
     assert perfect.item() == pytest.approx(math.log(2))
 
 
-# -- the losses of the released program ----------------------------------------------------------
-
-
-@st.composite
-def released_outputs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Draw paired outputs whose signed sums are not close to 0."""
-    n_cells = draw(st.integers(1, 10))
-    floats = st.floats(-5, 5).filter(lambda value: abs(value) > 1e-3)
-    pair = [
-        torch.tensor(
-            draw(st.lists(floats, min_size=n_cells, max_size=n_cells)), dtype=torch.float64
-        )
-        for _ in range(2)
-    ]
-    assume(all(abs(values.sum()) > 0.05 for values in pair))
-    return pair[0], pair[1]
-
-
-@given(pair=released_outputs())
-@settings(max_examples=60, deadline=None)
-def test_released_losses_equal_plain_numpy(pair: tuple[Tensor, Tensor]) -> None:
-    real, fake = (values.numpy() for values in pair)
-    coefficient = np.sqrt(np.abs((real / real.sum()) * (fake / fake.sum()))).sum()
-    assert released_distance(*pair).item() == pytest.approx(
-        -math.log(coefficient + 1e-10), abs=1e-12
-    )
-    coefficient = np.sqrt(np.abs(fake / fake.sum())).sum()
-    assert released_generator_loss(pair[1]).item() == pytest.approx(
-        -math.log(coefficient + 1e-10), abs=1e-12
-    )
-
-
-@given(pair=released_outputs())
-@settings(max_examples=15, deadline=None)
-def test_released_gradients_equal_finite_differences(pair: tuple[Tensor, Tensor]) -> None:
-    real, fake = (values.clone().requires_grad_() for values in pair)
-    options = {"eps": 1e-7, "atol": 1e-4, "rtol": 1e-3}
-    assert torch.autograd.gradcheck(released_distance, (real, fake), **options)
-    assert torch.autograd.gradcheck(released_generator_loss, (fake,), **options)
-
-
-@pytest.mark.parametrize("n_cells", [1, 2, 128])
-@pytest.mark.parametrize("constant", [3.0, -0.01])
-def test_released_losses_of_constant_outputs(n_cells: int, constant: float) -> None:
-    flat = torch.full((n_cells,), constant, dtype=torch.float64)
-    assert released_generator_loss(flat).item() == pytest.approx(
-        -0.5 * math.log(n_cells), abs=1e-9
-    )
-    assert released_distance(flat, 2 * flat).item() == pytest.approx(0, abs=1e-9)
-
-
-@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=20))
-@settings(max_examples=40, deadline=None)
-def test_released_generator_loss_of_positive_outputs_is_least_when_flat(
-    values: list[float],
-) -> None:
-    loss = released_generator_loss(torch.tensor(values, dtype=torch.float64)).item()
-    assert -0.5 * math.log(len(values)) - 1e-9 <= loss <= 1e-9
-
-
-@given(
-    pair=released_outputs(),
-    scales=st.tuples(*[st.sampled_from([-7.0, -1e-2, 1e-2, 1.0, 1e3])] * 2),
-)
-@settings(max_examples=40, deadline=None)
-def test_released_losses_ignore_the_scale_of_the_outputs(
-    pair: tuple[Tensor, Tensor], scales: tuple[float, float]
-) -> None:
-    real, fake = pair
-    scaled = released_distance(scales[0] * real, scales[1] * fake).item()
-    assert scaled == pytest.approx(released_distance(real, fake).item(), abs=1e-10)
-    scaled = released_generator_loss(scales[1] * fake).item()
-    assert scaled == pytest.approx(released_generator_loss(fake).item(), abs=1e-10)
-
-
-def test_released_distance_falls_without_limit_as_a_sum_nears_zero() -> None:
-    steady = torch.ones(2, dtype=torch.float64)
-    losses = [
-        released_distance(steady, torch.tensor([1.0, gap - 1.0], dtype=torch.float64)).item()
-        for gap in (1.0, 1e-2, 1e-4, 1e-8)
-    ]
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] == pytest.approx(-0.5 * math.log(2 / 1e-8), abs=1e-3)
-
-
-def test_released_distance_pairs_rows_by_their_position() -> None:
-    real = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
-    paired, crossed = released_distance(real, real), released_distance(real, real.flip(0))
-    assert paired.item() == pytest.approx(0, abs=1e-9)
-    assert crossed.item() > 0.1
-
-
 # -- gradient scaling ----------------------------------------------------------------------------
 
 scales = pytest.mark.parametrize("scale", [-2.5, -1.0, 0.0, 0.3, 1.0])
@@ -373,3 +281,99 @@ def test_scale_gradient_adds_to_other_paths() -> None:
     value = torch.ones(3, requires_grad=True)
     (value.sum() + scale_gradient(value, -3.0).sum()).backward()
     torch.testing.assert_close(value.grad, torch.full((3,), -2.0))
+
+
+def rows(n_cells: int, n_columns: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n_cells, n_columns, generator=generator)
+
+
+# -- the discriminator ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_hidden", [[], [8], [16, 4, 8]])
+@pytest.mark.parametrize("n_cells", [1, 5])
+def test_discriminator_gives_one_score_per_row(n_hidden: list[int], n_cells: int) -> None:
+    discriminator = Discriminator(6, n_hidden)
+    scores = discriminator(rows(n_cells, 6))
+    assert scores.shape == (n_cells,)
+    assert torch.isfinite(scores).all()
+    widths = [p.shape[0] for n, p in discriminator.named_parameters() if p.ndim == 2]
+    assert widths == [*n_hidden, 1]
+
+
+@pytest.mark.parametrize("n_batch", [0, 3])
+def test_score_of_a_row_does_not_depend_on_the_others(n_batch: int) -> None:
+    discriminator = Discriminator(6, [8, 8], n_batch).double()
+    x, batch_index = rows(5, 6).double(), torch.tensor([[0], [2], [1], [0], [2]])
+    alone = [discriminator(x[i : i + 1], batch_index[i : i + 1]) for i in range(5)]
+    torch.testing.assert_close(torch.cat(alone), discriminator(x, batch_index))
+
+
+def test_score_is_linear_at_the_end_up_to_its_bound() -> None:
+    discriminator = Discriminator(2, [], bound=5.0)
+    nn.init.constant_(discriminator.layers[-1].weight, 3.0)
+    nn.init.constant_(discriminator.layers[-1].bias, -1.0)
+    found = discriminator(torch.tensor([[1.0, 2.0], [-100.0, 0.0]]))
+    torch.testing.assert_close(found, 5 * torch.tensor([8.0 / 5, -301.0 / 5]).tanh())
+
+
+@pytest.mark.parametrize("n_batch", [0, 1])
+def test_a_single_batch_is_ignored(n_batch: int) -> None:
+    discriminator = Discriminator(6, [8], n_batch)
+    x = rows(4, 6)
+    expected = discriminator(x)
+    for batch in (0, 7):
+        assert torch.equal(discriminator(x, torch.full((4, 1), batch)), expected)
+    assert discriminator.layers[0].in_features == 6
+
+
+def test_several_batches_change_the_score() -> None:
+    discriminator = Discriminator(6, [8], n_batch=3)
+    x = rows(4, 6)
+    scores = [discriminator(x, torch.full((4, 1), batch)) for batch in range(3)]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.allclose(scores[i], scores[j])
+
+
+def test_batches_may_be_given_as_floats() -> None:
+    discriminator = Discriminator(6, [8], n_batch=3)
+    batch_index = torch.tensor([[0], [2], [1]])
+    assert torch.equal(
+        discriminator(rows(3, 6), batch_index.float()), discriminator(rows(3, 6), batch_index)
+    )
+
+
+def test_several_batches_without_their_index_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_index"):
+        Discriminator(6, [8], n_batch=2)(rows(4, 6))
+
+
+def test_discriminator_shares_no_parameter_name_with_what_scvi_tools_looks_for() -> None:
+    names = [name for name, _ in Discriminator(6, [8, 8], n_batch=2).named_parameters()]
+    assert len(names) > 0
+    for word in ("encoder", "decoder", "fc_layers", "classifier"):
+        assert not [name for name in names if word in name]
+
+
+@pytest.mark.parametrize("n_batch", [0, 2])
+def test_every_parameter_of_the_discriminator_gets_a_gradient(n_batch: int) -> None:
+    discriminator = Discriminator(6, [8, 4], n_batch)
+    discriminator(rows(5, 6), torch.tensor([[0], [1], [1], [0], [1]])).square().sum().backward()
+    for name, parameter in discriminator.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_training_mode_makes_no_difference_to_the_discriminator() -> None:
+    discriminator, x = Discriminator(6, [8]), rows(5, 6)
+    assert torch.equal(discriminator.train()(x), discriminator.eval()(x))
+
+
+def test_discriminator_scores_stay_within_their_bound() -> None:
+    discriminator = Discriminator(3, [8], bound=1.5)
+    with torch.no_grad():
+        discriminator.layers[-1].weight.mul_(1e4)
+    scores = discriminator(torch.randn(64, 3))
+    assert float(scores.abs().max()) <= 1.5
+    assert float(scores.max()) > 1.4
+    assert float(scores.min()) < -1.4
