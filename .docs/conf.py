@@ -40,7 +40,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
-    "sphinx_autodoc_typehints",  # after napoleon, whose lists of parameters it completes
     "sphinx_copybutton",
 ]
 exclude_patterns = ["build"]
@@ -49,8 +48,8 @@ nb_execution_mode = "off"  # the tests run them
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
-autodoc_typehints = "none"  # they are with the parameters
-always_use_bars_union = True
+autodoc_typehints = "description"  # with the parameters
+autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
