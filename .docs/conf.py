@@ -27,12 +27,20 @@ release = version = metadata("dra_scvi")["Version"]
 author = copyright = "The dra_scvi developers"
 html_title = f"{project} {release}"
 html_theme = "furo"
+urls = dict(url.split(", ") for url in metadata("dra_scvi").get_all("Project-URL") or [])
+if urls:
+    html_theme_options = {
+        "source_repository": urls["Repository"],
+        "source_branch": "main",
+        "source_directory": ".docs/",
+    }
 
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["build"]
 
@@ -40,13 +48,14 @@ nb_execution_mode = "off"  # the tests run them
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
-autodoc_typehints = "none"  # they are in the signature
+autodoc_typehints = "description"  # with the parameters
+autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 
 # links into other projects take a network: DRA_SCVI_DOCS_ONLINE=1
-if os.environ.get("DRA_SCVI_DOCS_ONLINE"):
+if {"DRA_SCVI_DOCS_ONLINE", "READTHEDOCS"} & os.environ.keys():
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
         "anndata": ("https://anndata.readthedocs.io/en/stable", None),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import random
 import weakref
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,8 +18,10 @@ import torch
 from dra_scvi import presets
 from dra_scvi._data.variable_genes import variable_genes
 from dra_scvi._model.dra import DRA
+from dra_scvi._module.priors import effective_prior
 from dra_scvi._published.model import PublishedDRA
 from dra_scvi._training.checkpoint import read_checkpoint
+from dra_scvi._training.identity import held_settings
 from dra_scvi._training.interrupts import InterruptCheckpoint, check_place
 from dra_scvi._training.runner import TURNS
 
@@ -93,7 +98,9 @@ def dra(
     The trained model. ``adata.obsm[key_added]``, shape ``(n_cells, n_latent)``, holds what
     :meth:`DRA.get_latent_representation <dra_scvi.DRA.get_latent_representation>` returns: the
     means of q(z|x), moved to where the training cells around them lie on average, on axes of
-    expression. ``adata.uns["dra"]`` holds the settings.
+    expression. ``adata.uns["dra"]`` says where it comes from: ``"params"`` of this call,
+    ``"version"`` of dra_scvi, ``"prior"``, ``"genes"`` (their number ``"n"`` and the ``"sha256"``
+    of their names, one a line), and ``"settings"``, all that held in training, given or not.
 
     Raises
     ------
@@ -177,18 +184,38 @@ def _dra(
         split = np.full(adata.n_obs, "train", dtype=object)
         split[model.test_indices] = "test"
         adata.obs["dra_split"] = split
-    adata.uns["dra"] = {
-        "params": {
-            "layer": layer or "X",
-            "batch_key": batch_key or "",
-            "n_latent": n_latent,
-            "key_added": key_added,
-            "seed": int(seed),
-            "preset": preset or "",
-            "max_epochs": model.trainer.max_epochs,
-        }
+    params = {
+        "layer": layer or "X",
+        "batch_key": batch_key or "",
+        "n_latent": n_latent,
+        "key_added": key_added,
+        "seed": int(seed),
+        "preset": preset or "",
+        "max_epochs": model.trainer.max_epochs,
     }
+    adata.uns["dra"] = {"params": params, **_origin(model, int(seed))}
     return model
+
+
+def _origin(model: DRA, seed: int) -> dict[str, Any]:
+    """Describe where an embedding comes from, by what every file can hold."""
+    genes = model.adata.var_names.astype(str)
+    names = "\n".join(genes).encode("utf-8", "surrogatepass")
+    plan = model.trainer.lightning_module
+    settings = held_settings(model, plan, model.trainer, seed)
+    return {
+        "version": version("dra_scvi"),
+        "prior": effective_prior(model.init_arguments),
+        "genes": {"n": len(genes), "sha256": hashlib.sha256(names).hexdigest()},
+        "settings": {name: _storable(value) for name, value in settings.items()},
+    }
+
+
+def _storable(value: Any) -> bool | int | float | str:
+    """Write lists and descriptions of functions as JSON, and `None` as no text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return "" if value is None else value
+    return json.dumps(value)
 
 
 def _settings(preset: str | None, n_latent: int) -> presets.Preset:

@@ -35,7 +35,7 @@ def generator() -> Any:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the pages, built from a copy as the build leaves files beside its sources."""
-    for module in ("sphinx", "myst_nb", "furo"):
+    for module in ("sphinx", "myst_nb", "furo", "sphinx_copybutton"):
         pytest.importorskip(module, reason='the pages take pip install ".[docs]"')
     folder = tmp_path_factory.mktemp("docs")
     unwanted = shutil.ignore_patterns("build", "tutorials")

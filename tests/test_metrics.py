@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
@@ -198,7 +199,6 @@ def test_leiden_is_that_of_scanpy_on_the_nearest_neighbours(
     n_cells: int, n_neighbors: int
 ) -> None:
     import scanpy as sc
-    from anndata import AnnData
 
     embedding = np.random.default_rng(3).normal(size=(n_cells, 3))
     for seed, resolution in ((0, 1.0), (4, 2.5)):
@@ -505,7 +505,6 @@ def test_integration_aggregates_follow_the_benchmark_weights() -> None:
 
 def test_integration_is_that_of_the_benchmarker_of_scib_metrics() -> None:
     pytest.importorskip("scib_metrics")
-    from anndata import AnnData
     from scib_metrics.benchmark import Benchmarker
 
     embedding, labels = blobs(n_per_type=60, distance=3.0)
@@ -631,8 +630,58 @@ def test_module_alone_imports_no_deep_learning(module: str) -> None:
 
 
 def test_the_embedding_of_some_of_the_cells_is_a_matrix() -> None:
-    from anndata import AnnData
-
     adata = AnnData(np.zeros((30, 1)), obsm={"X_dra": np.repeat(np.eye(3), 10, axis=0)})
     some = adata[np.arange(30) % 2 == 0]
     assert metrics.clustering(some.obsm["X_dra"], np.repeat(list("abc"), 5))["nmi"] == 1.0
+
+
+# -- names in an AnnData -----------------------------------------------------------------------
+
+
+def named_cells() -> AnnData:
+    """Cells with two embeddings, of which `X_dra` is the better one, and columns."""
+    embedding, labels = blobs(n_per_type=20, distance=3.0)
+    columns = {"type": labels, "donor": np.tile(["a", "b"], len(labels) // 2)}
+    adata = AnnData(obs=pd.DataFrame(columns, index=[f"c{i}" for i in range(len(labels))]))
+    adata.obsm["X_dra"] = embedding
+    adata.obsm["X_other"] = embedding + np.random.default_rng(5).normal(0, 3, embedding.shape)
+    return adata
+
+
+@pytest.mark.parametrize("key", ["X_dra", "X_other"])
+def test_names_in_an_anndata_are_what_they_name(key: str) -> None:
+    adata = named_cells()
+    points, labels = adata.obsm[key], adata.obs["type"]
+    named = {} if key == "X_dra" else {"use_rep": key}  # what tl.dra writes is taken by default
+    assert metrics.clustering(adata, labels="type", **named) == metrics.clustering(points, labels)
+    assert metrics.purity(adata, "type", **named) == metrics.purity(points, labels)
+    for found, wanted in (
+        (metrics.cluster(adata, n_clusters=3, **named), metrics.cluster(points, n_clusters=3)),
+        (metrics.leiden_matched(adata, 3, **named), metrics.leiden_matched(points, 3)),
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_anndata_takes_arrays_beside_names() -> None:
+    adata = named_cells()
+    wanted = metrics.purity(adata.obsm["X_other"], adata.obs["type"])
+    assert metrics.purity(adata, adata.obs["type"].tolist(), use_rep="X_other") == wanted
+
+
+def test_gaps_in_a_column_are_told_by_its_name() -> None:
+    adata = named_cells()
+    adata.obs["type"] = adata.obs["type"].where(np.arange(adata.n_obs) > 1)
+    with pytest.raises(ValueError, match=r"labels='type' is missing \(NaN\) in 2 of 60 cells"):
+        metrics.clustering(adata, "type")
+
+
+def test_integration_by_names_is_that_of_the_arrays() -> None:
+    pytest.importorskip("scib_metrics")
+    adata = named_cells()
+    named = metrics.integration(adata, "type", "donor", "X_other", use_rep="X_dra")
+    points, before = adata.obsm["X_dra"], adata.obsm["X_other"]
+    assert named == metrics.integration(points, adata.obs["type"], adata.obs["donor"], before)
+    with pytest.raises(KeyError, match="unintegrated='X_pca' is not a key of adata.obsm"):
+        metrics.integration(adata, "type", "donor", "X_pca")
+    with pytest.raises(KeyError, match="batches='donr' is not a column of adata.obs"):
+        metrics.integration(adata, "type", "donr")

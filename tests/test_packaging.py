@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import email
+import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -12,15 +14,21 @@ import tomllib
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from dra_scvi.cli import train
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dra_scvi"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 REQUIREMENTS = [Requirement(text) for text in PROJECT["dependencies"]]
 OPTIONAL = {"ray", "scib-metrics", "zarr"}
 # what conda calls differently
@@ -89,6 +97,15 @@ def test_metadata_is_that_of_the_project(built: Path) -> None:
     assert (metadata["Name"], metadata["Version"]) == ("dra_scvi", PROJECT["version"])
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata["Description-Content-Type"] == "text/markdown"
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
+    assert urls == PROJECT["urls"]
+    text, repository = metadata.get_payload(), urls["Repository"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com")
+    assert f"]({raw}/HEAD/.docs/lead.svg)" in text  # a page of an index has no files beside it
+    assert f"]({repository}/blob/HEAD/.docs/faq.md#leiden-finds-too-many-clusters)" in text
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert all(link.startswith("https://") for link in links)
+    assert len(links) == len(re.findall(r"\]\(", (ROOT / "README.md").read_text()))
 
 
 def test_installed_wheel_is_imported_and_runs(installed: Path) -> None:
@@ -170,16 +187,118 @@ def described(name: str) -> dict[str, Any]:
 def test_listing_agrees_with_the_project() -> None:
     listing = described("meta.yaml")
     required = (
-        "name description project_home documentation_home install license tags version category"
-        " contact"
+        "name description project_home documentation_home install license tags category contact"
     )
     assert set(required.split()) <= set(listing)
-    for key in ("name", "version", "license"):
+    assert "version" not in listing  # it is read off the package index
+    for key in ("name", "license"):
         assert listing[key] == PROJECT[key], key
     assert listing["install"] == {"pypi": PROJECT["name"]}
     readme = (ROOT / "README.md").read_text()
     assert f"```bash\n{listing['test_command']}" in readme
     assert all(publication in readme for publication in listing["publications"])
+
+
+VERSIONS = {
+    ".github/CITATION.cff": r"^version: (\S+)$",
+    ".packaging/nf-core/drascvi/train/environment.yml": r"dra_scvi=(\S+)$",
+    ".packaging/nf-core/drascvi/train/main.nf": r"dra_scvi:([\d.]+)\"$",
+    ".packaging/snakemake/drascvi/train/environment.yaml": r"dra_scvi =(\S+)$",
+}
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_versions_elsewhere_are_that_of_the_project(name: str) -> None:
+    found = re.findall(VERSIONS[name], (ROOT / name).read_text(), re.MULTILINE)
+    assert found == [PROJECT["version"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["nf-core/drascvi/train/main.nf", "snakemake/drascvi/train/wrapper.py"]
+)
+def test_wrappers_use_options_of_the_program(name: str) -> None:
+    known = {option for param in train.params for option in param.opts}
+    text = (ROOT / ".packaging" / name).read_text()
+    used = set(re.findall(r"(?<=[\s\"])--[a-z-]+", text)) - {"--version"}
+    assert {"--output", "--model-dir", "--json", "--threads"} <= used <= known
+
+
+def test_citations_name_the_same_papers() -> None:
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text())
+    citation = yaml.safe_load((ROOT / ".github" / "CITATION.cff").read_text())
+    papers = [citation["preferred-citation"], *citation["references"]]
+    page = (ROOT / ".docs" / "citing.md").read_text()
+    dois = re.findall(r"doi += \{(.*)\}", page)
+    assert [paper["doi"] for paper in papers] == dois
+    assert [entry["identifier"] for entry in zenodo["related_identifiers"]] == dois
+    assert zenodo["license"] == citation["license"] == PROJECT["license"]
+
+
+def test_groups_hold_what_the_extras_of_their_names_hold() -> None:
+    for name, requirements in PYPROJECT["dependency-groups"].items():
+        assert requirements == [f"{PROJECT['name']}[{name}]"]
+        assert name in PROJECT["optional-dependencies"]
+
+
+def test_workflows_test_every_python_that_is_declared() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yaml").read_text())
+    tested = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert set(declared) <= set(tested)
+    assert PROJECT["requires-python"] == f">={tested[0]}"
+
+
+# -- the account -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def accounts() -> ModuleType:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not in a checkout")
+    return load(ROOT / ".packaging" / "account.py")
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_address_has_the_account_of_the_project(accounts: ModuleType) -> None:
+    account = accounts.account()
+    assert f"/{account}/" in PROJECT["urls"]["Repository"]
+    for path, text in accounts.texts().items():
+        assert set(accounts.ADDRESS.findall(text)) <= {account}, path
+    assert described("meta.yaml")["contact"] == [account]
+    assert described("recipe.yaml")["extra"]["recipe-maintainers"] == [account]
+    module = described("nf-core/drascvi/train/meta.yml")
+    assert module["authors"] == module["maintainers"] == [f"@{account}"]
+
+
+def test_an_account_is_put_everywhere_by_one_command(
+    accounts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = {tmp_path / path.name: text for path, text in accounts.texts().items()}
+    chosen = {path: text for path, text in copies.items() if accounts.ADDRESS.search(text)}
+    for path, text in chosen.items():
+        path.write_text(text.replace(accounts.account(), accounts.PLACEHOLDER))
+    name = accounts.PLACEHOLDER  # a program that puts in the account leaves this test as it is
+    (tmp_path / "other.md").write_text(f"{name}S and {name}")
+    for command in (["git", "init", "-q"], ["git", "add", "."]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    monkeypatch.setattr(accounts, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["account.py", "some-lab"])
+    accounts.main()
+    assert accounts.account() == "some-lab"
+    assert accounts.places(name) == []
+    assert (tmp_path / "other.md").read_text() == f"{name}S and some-lab"
+    for wrong in ("-lab", "a lab", "lab/x", "x" * 40):
+        monkeypatch.setattr(sys, "argv", ["account.py", wrong])
+        with pytest.raises(SystemExit, match="account.py NAME"):
+            accounts.main()
 
 
 def test_recipe_agrees_with_the_project() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
 import pytest
 import scvi
@@ -46,6 +48,30 @@ def test_writes_the_embedding_and_its_settings_and_nothing_else_of_the_users(
     assert (adata.X != before.X).nnz == 0
     assert list(adata.layers) == list(before.layers)
     assert before.obs.equals(adata.obs[before.obs.columns])
+
+
+def test_uns_says_where_the_embedding_comes_from(adata: AnnData, tmp_path: Path) -> None:
+    embed(adata, model_kwargs={"prior": "uniform", "n_hidden": [12, 8]}, seed=7)
+    path = tmp_path / "out.h5ad"
+    adata.write_h5ad(path)
+    for found in (adata.uns["dra"], anndata.read_h5ad(path).uns["dra"]):
+        assert found["version"] == dra_scvi.__version__
+        assert found["prior"] == "uniform"
+        assert found["genes"]["n"] == adata.n_vars
+        names = "\n".join(adata.var_names).encode()
+        assert found["genes"]["sha256"] == hashlib.sha256(names).hexdigest()
+        told = found["settings"]
+        given = (told["seed"], told["n_hidden"], told["batch_size"], told["max_epochs"])
+        assert given == (7, "[12, 8]", 64, 2)
+        assert told["model"] == "DRA"
+        assert told["divergence"] == "bhattacharyya"  # not given, and held all the same
+        assert told["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "published", "n_latent": 2}])
+def test_uns_names_the_prior_that_nobody_chose(adata: AnnData, options: dict[str, Any]) -> None:
+    embed(adata, **options)
+    assert adata.uns["dra"]["prior"] == ("normal" if options else "mixture")
 
 
 def test_same_seed_same_embedding_whatever_came_before(adata: AnnData) -> None:

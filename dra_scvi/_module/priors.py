@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from torch.nn.functional import logsigmoid, softplus
 from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 
@@ -241,6 +243,17 @@ class MixturePrior(Prior):
 
 def _inverse_softplus(value: Tensor) -> Tensor:
     return value + torch.log(-torch.expm1(-value))
+
+
+def effective_prior(arguments: Mapping[str, Any]) -> str:
+    """Name the prior of a model from its arguments, where `None` is the model's own choice.
+
+    Examples
+    --------
+    >>> effective_prior({"prior": None}), effective_prior({"prior": "uniform"})
+    ('mixture', 'uniform')
+    """
+    return arguments["prior"] or default_prior(arguments.get("latent_distribution", "normal"))
 
 
 def default_prior(latent_distribution: str) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Identity = dict[str, dict[str, Any]]
 
-__all__ = ["Identity", "check_identity", "training_identity"]
+__all__ = ["Identity", "check_identity", "held_settings", "training_identity"]
 
 # what must be the same to the last digit, and what but for its last number
 OWN_VERSION, OTHER_VERSIONS = "dra_scvi", ("scvi-tools", "torch", "lightning", "numpy", "numba")
@@ -93,12 +93,36 @@ def training_identity(
     Plain data in three parts: ``"settings"``, ``"versions"``, and in ``"split"`` what follows from
     the others.
     """
-    manager, data = model.adata_manager, trainer.datamodule
-    device = trainer.strategy.root_device.type
+    data = trainer.datamodule
+    split = [np.asarray(getattr(data, f"{part}_idx", ())) for part in ("train", "val", "test")]
+    cells = {name: as_plain(value) for name, value in _cells(model.adata_manager).items()}
+    return {
+        "settings": cells | held_settings(model, plan, trainer, seed),
+        "versions": {name: version(name) for name in (OWN_VERSION, *OTHER_VERSIONS)},
+        "split": {"cells trained on": {"digest": _digest(split)}},
+    }
+
+
+def held_settings(
+    model: DRA, plan: LightningModule, trainer: Any, seed: int | None
+) -> dict[str, Any]:
+    """Return every setting that held in a training, given or not, as plain data.
+
+    Parameters
+    ----------
+    model
+        What is trained.
+    plan
+        How.
+    trainer
+        On what, and for how long; its data module is set up.
+    seed
+        Seed of the training.
+    """
+    data, device = trainer.datamodule, trainer.strategy.root_device.type
     found = {
         "seed": seed,
         "model": type(model).__name__,
-        **_cells(manager),
         **model.init_arguments,
         **{name: getattr(trainer, name, None) for name in TRAINER},
         **_plan_settings(plan),
@@ -111,12 +135,7 @@ def training_identity(
         "processes": trainer.world_size,
         "threads": torch.get_num_threads() if device == "cpu" else None,
     }
-    split = [np.asarray(getattr(data, f"{part}_idx", ())) for part in ("train", "val", "test")]
-    return {
-        "settings": {name: as_plain(value) for name, value in found.items()},
-        "versions": {name: version(name) for name in (OWN_VERSION, *OTHER_VERSIONS)},
-        "split": {"cells trained on": {"digest": _digest(split)}},
-    }
+    return {name: as_plain(value) for name, value in found.items()}
 
 
 def check_identity(path: Path, saved: Identity, now: Identity) -> None:

@@ -10,13 +10,14 @@ from dra_scvi.cli._embed import embed
 from dra_scvi.cli._errors import PROGRAM, Program, exit_code
 from dra_scvi.cli._evaluate import evaluate
 from dra_scvi.cli._generate import generate
+from dra_scvi.cli._help import HELP_NAMES
 from dra_scvi.cli._info import info
 from dra_scvi.cli._train import train
 
 __all__ = ["exit_code", "main", "program"]
 
 
-@click.group(cls=Program, name=PROGRAM, invoke_without_command=True)
+@click.group(cls=Program, name=PROGRAM, invoke_without_command=True, context_settings=HELP_NAMES)
 @click.version_option(package_name="dra_scvi", message="%(version)s")
 @click.pass_context
 def program(ctx: click.Context) -> None:

@@ -136,7 +136,7 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
 @click.argument("input_paths", metavar="INPUT...", nargs=-1, required=True, type=PATH)
 @click.option("--label-key", required=True, help="Column of obs with cell types.")
 @click.option("--batch-key", help="Column of obs with batches to integrate.")
-@click.option("--layer", help="Layer that holds the counts; X without it.")
+@click.option("--layer", show_default="X", help="Layer that holds the counts.")
 @click.option(
     "--models",
     type=Models(),
@@ -146,15 +146,26 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     "epochs as dra), ldvae, drvi and jointembedding (scvi-tools 1.5), dra.",
 )
 @click.option(
-    "--n-latent", type=Dimensions(), help=f"Dimensions of the embeddings; default: {N_LATENT}."
+    "--n-latent", type=Dimensions(), show_default=N_LATENT, help="Dimensions of the embeddings."
 )
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
-    help=f"Number of seeds, counted from --seed; default: {SEEDS}.",
+    show_default=str(SEEDS),
+    help="Number of seeds, counted from --seed.",
 )
-@click.option("--n-genes", type=click.IntRange(min=1), help="Most variable genes to keep.")
-@click.option("--max-epochs", type=click.IntRange(min=1), help="Epochs of all that train, alike.")
+@click.option(
+    "--n-genes",
+    type=click.IntRange(min=1),
+    show_default="all",
+    help="Most variable genes to keep.",
+)
+@click.option(
+    "--max-epochs",
+    type=click.IntRange(min=1),
+    show_default="each model's own",
+    help="Epochs of all that train, alike.",
+)
 @click.option(
     "--quick",
     is_flag=True,
@@ -168,6 +179,7 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     help="Runs at a time, each in a process of one thread.",
 )
 @click.option(
+    "-o",
     "--output",
     type=FileName(),
     required=True,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
 
     from dra_scvi.cli._session import Common
 
-__all__ = ["bare", "effective_prior", "read_or_open", "write_cells"]
+__all__ = ["bare", "read_or_open", "write_cells"]
 
 
 def read_or_open(
@@ -38,13 +38,6 @@ def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common)
     else:
         write_copy(source, adata, path, common.force)
     common.say(f"wrote {path}")
-
-
-def effective_prior(settings: Mapping[str, Any]) -> str:
-    """Name the prior of a model from its arguments, where `None` is the model's own choice."""
-    from dra_scvi._module.priors import default_prior
-
-    return settings["prior"] or default_prior(settings.get("latent_distribution", "normal"))
 
 
 def bare(adata: AnnData, layer: str | None, columns: Sequence[str]) -> AnnData:

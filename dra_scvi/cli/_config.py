@@ -107,6 +107,7 @@ def _options(command: click.Command) -> dict[str, click.Option]:
         for option in command.params
         if isinstance(option, click.Option) and not option.is_eager
         for name in option.opts
+        if name.startswith("--")
     }
 
 

@@ -16,6 +16,7 @@ from dra_scvi.cli._session import (
 
 @command("demo")
 @click.option(
+    "-o",
     "--output",
     type=FolderName(),
     default=Path("dra-scvi-demo"),

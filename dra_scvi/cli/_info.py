@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dra_scvi.cli._cells import effective_prior
 from dra_scvi.cli._result import Result
 from dra_scvi.cli._saved import SavedModel, read_saved
 from dra_scvi.cli._session import (
@@ -17,8 +16,6 @@ from dra_scvi.cli._session import (
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    pass
 
 GENES_SHOWN = 5
 
@@ -32,6 +29,8 @@ def info(common: Common, model_dir: Path) -> Result:
 
     Example: dra-scvi info model
     """
+    from dra_scvi._module.priors import effective_prior
+
     common.rehearse({"DIR": model_dir})
     saved = read_saved(model_dir)
     setup = saved.registry["setup_args"]

@@ -18,6 +18,7 @@ import click
 
 from dra_scvi.cli._config import CONFIG, config_option
 from dra_scvi.cli._errors import PROGRAM, in_options, is_first_process, one_line
+from dra_scvi.cli._help import Command
 from dra_scvi.cli._paths import FileName, JsonName, PathName, to_write
 from dra_scvi.cli._result import Result, finish
 
@@ -205,7 +206,12 @@ def _common_options() -> list[click.Option]:
             show_default=True,
             help="Seed of everything random.",
         ),
-        click.Option(["--threads"], type=click.IntRange(min=1), help="Most CPU threads to use."),
+        click.Option(
+            ["--threads"],
+            type=click.IntRange(min=1),
+            show_default="as many as are of use",
+            help="Most CPU threads to use.",
+        ),
         click.Option(
             ["--accelerator"],
             default="auto",
@@ -241,7 +247,7 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
                 if result is not None:
                     finish(name, result, common)
 
-        made = click.command(name)(run)
+        made = click.command(name, cls=Command)(run)
         made.params.extend(_common_options())
         return made
 
@@ -309,6 +315,7 @@ def output_option(
     text: str = "Where INPUT is written with its embedding.",
 ) -> Callable[[Any], Any]:
     return click.option(
+        "-o",
         "--output",
         type=FileName(),
         required=True,

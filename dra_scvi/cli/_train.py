@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import bare, effective_prior, read_or_open, write_cells
+from dra_scvi.cli._cells import bare, read_or_open, write_cells
 from dra_scvi.cli._config import finite
 from dra_scvi.cli._errors import one_line
 from dra_scvi.cli._paths import FileName, FolderName
@@ -39,12 +39,13 @@ __all__ = ["train"]
 @input_argument()
 @output_option()
 @click.option("--model-dir", type=FolderName(), metavar="DIR", help="Save the trained model here.")
-@click.option("--layer", help="Layer that holds the counts; X without it.")
+@click.option("--layer", show_default="X", help="Layer that holds the counts.")
 @click.option("--batch-key", help="Column of obs with batches to integrate.")
 @click.option("--label-key", help="Column of obs with cell types, to score the embedding.")
 @click.option(
     "--n-genes",
     type=click.IntRange(min=2),
+    show_default="all",
     help="Train on this number of the most variable genes only.",
 )
 @click.option(
@@ -57,12 +58,20 @@ __all__ = ["train"]
 @click.option(
     "--preset", type=click.Choice(["published"]), help="Run the released program's settings."
 )
-@click.option("--max-epochs", type=click.IntRange(min=1), help="Passes over the cells.")
-@click.option("--batch-size", type=click.IntRange(min=2), help="Cells in a minibatch.")
+@click.option(
+    "--max-epochs",
+    type=click.IntRange(min=1),
+    show_default="fewer, the more cells",
+    help="Passes over the cells.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=2), show_default="128", help="Cells in a minibatch."
+)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     callback=finite,
+    show_default="0.001",
     help="Step size of Adam.",
 )
 @click.option(
@@ -71,14 +80,23 @@ __all__ = ["train"]
     callback=finite,
     help="Momentum of Adam; with --preset published.",
 )
-@click.option("--n-hidden", type=Widths(), help="Widths of the encoder's hidden layers.")
 @click.option(
-    "--n-hidden-discriminator", type=Widths(), help="Widths of the discriminators' hidden layers."
+    "--n-hidden",
+    type=Widths(),
+    show_default="128",
+    help="Widths of the encoder's hidden layers.",
+)
+@click.option(
+    "--n-hidden-discriminator",
+    type=Widths(),
+    show_default="64",
+    help="Widths of the discriminators' hidden layers.",
 )
 @click.option(
     "--dropout-rate",
     type=click.FloatRange(0, 1, max_open=True),
     callback=finite,
+    show_default="0.1",
     help="Share of units dropped.",
 )
 @click.option(
@@ -95,11 +113,13 @@ __all__ = ["train"]
 @click.option(
     "--prior",
     type=click.Choice(["normal", "uniform", "mixture"]),
-    help="Distribution that latents are matched to; default: mixture, with --preset normal.",
+    show_default="mixture",
+    help="Distribution that latents are matched to.",
 )
 @click.option(
     "--divergence",
     type=click.Choice(["bhattacharyya", "jensen-shannon"]),
+    show_default="bhattacharyya",
     help="Distance that the discriminators estimate.",
 )
 @click.option(
@@ -127,14 +147,16 @@ __all__ = ["train"]
 def train(common: Common, **options: Any) -> Result | None:
     """Train DR-A on INPUT and write its cells with their embedding.
 
-    OUT.h5ad is INPUT with the embedding in obsm["X_dra"] and the settings in uns["dra"]. With
-    --label-key, clusters found in the embedding are compared with the labels.
+    OUT.h5ad is INPUT with the embedding in obsm["X_dra"] and, in uns["dra"], version, prior, genes
+    and settings. With --label-key, clusters found in the embedding are compared with the labels.
 
     A run that is stopped by SIGINT or SIGTERM leaves a checkpoint beside OUT.h5ad; the same
     command with --resume goes on from there.
 
     Counts that do not fit in memory stay in INPUT, an .h5ad or zarr store with cells in rows
     (CSR). With --devices 2 two processes train on half of the cells each.
+
+    Defaults are those without --preset published, which has its own, normal prior included.
 
     Example: dra-scvi train cells.h5ad --output out.h5ad --label-key cell_type
     """
@@ -259,6 +281,7 @@ def _score_training(
 def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> dict[str, Any]:
     """Name the settings that held, given or not."""
     from dra_scvi import presets
+    from dra_scvi._module.priors import effective_prior
 
     chosen = model.init_arguments
     plan = model.trainer.lightning_module

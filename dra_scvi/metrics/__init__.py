@@ -1,7 +1,8 @@
 """Scores of an embedding against known labels and batches, as pure functions.
 
 The arithmetic is that of scikit-learn (partitions, silhouette, neighbours), scanpy (Leiden) and
-scib-metrics (integration); this file owns the input checks and the choice of settings.
+scib-metrics (integration); this file owns the input checks and the choice of settings. Each takes
+arrays, or an AnnData and, as scanpy does, the names of what is in it.
 """
 
 from __future__ import annotations

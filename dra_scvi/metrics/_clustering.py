@@ -8,7 +8,7 @@ import numpy as np
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._threads import own_threads
-from dra_scvi.metrics._input import checked_embedding, label_codes, n_distinct
+from dra_scvi.metrics._input import codes_of, n_distinct, points_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,19 +23,21 @@ _RESOLUTIONS_TRIED = 16
 
 
 def cluster(
-    embedding: ArrayLike,
+    embedding: ArrayLike | AnnData,
     method: Method = "kmeans",
     n_clusters: int | None = None,
     resolution: float = 1.0,
     seed: int = 0,
     n_init: int = 10,
+    *,
+    use_rep: str | None = None,
 ) -> NDArray[np.int64]:
     """Partition cells by their position in an embedding, without looking at any label.
 
     Parameters
     ----------
     embedding
-        Coordinates, ``(n_cells, n_latent)``.
+        Coordinates, ``(n_cells, n_latent)``, or an AnnData that has them.
     method
         ``"kmeans"`` (scikit-learn) or ``"leiden"`` on the graph of the 15 nearest neighbours
         (scanpy).
@@ -47,6 +49,8 @@ def cluster(
         Seed of the clustering.
     n_init
         Restarts of k-means, of which the best is kept.
+    use_rep
+        Of an AnnData: the key of ``obsm`` that is taken; ``"X_dra"`` unless given.
 
     Returns
     -------
@@ -54,8 +58,10 @@ def cluster(
 
     Raises
     ------
+    KeyError
+        An AnnData has no such key or column.
     TypeError
-        An argument is of another kind, such as an AnnData or the name of a column.
+        An argument is of another kind, such as the name of a column where there is no AnnData.
     ValueError
         The embedding is not a finite matrix, the method is unknown, or ``n_clusters`` does not
         fit the method.
@@ -69,7 +75,7 @@ def cluster(
     >>> bool(found[0] == found[1]), bool(found[0] == found[2])
     (True, False)
     """
-    points = checked_embedding(embedding)
+    points = points_of(embedding, use_rep)
     _check_method(method, n_clusters)
     _check_numbers(len(points), n_clusters, resolution, seed, n_init)
     if method == "leiden":
@@ -80,22 +86,25 @@ def cluster(
 
 
 def clustering(
-    embedding: ArrayLike,
-    labels: ArrayLike,
+    embedding: ArrayLike | AnnData,
+    labels: ArrayLike | str,
     method: Method = "kmeans",
     seed: int = 0,
     n_clusters: int | None = None,
     resolution: float = 1.0,
     n_init: int = 10,
+    *,
+    use_rep: str | None = None,
 ) -> dict[str, float | int]:
     """Cluster an embedding and compare the clusters with known labels.
 
     Parameters
     ----------
     embedding
-        Coordinates, ``(n_cells, n_latent)``.
+        Coordinates, ``(n_cells, n_latent)``, or an AnnData that has them.
     labels
-        Known label of every cell, ``(n_cells,)``, of any type.
+        Known label of every cell, ``(n_cells,)``, of any type; of an AnnData, the column of
+        ``obs`` that has them.
     method
         ``"kmeans"`` or ``"leiden"``, see :func:`cluster`.
     seed
@@ -106,6 +115,8 @@ def clustering(
         Resolution of Leiden. The default takes nothing from the labels.
     n_init
         Restarts of k-means, of which the best is kept.
+    use_rep
+        Of an AnnData: the key of ``obsm`` that is taken; ``"X_dra"`` unless given.
 
     Returns
     -------
@@ -121,8 +132,10 @@ def clustering(
 
     Raises
     ------
+    KeyError
+        An AnnData has no such key or column.
     TypeError
-        An argument is of another kind, such as an AnnData or the name of a column.
+        An argument is of another kind, such as the name of a column where there is no AnnData.
     ValueError
         The embedding is not a finite matrix, a label is missing, the lengths differ, the method
         is unknown, or ``n_clusters`` is given to Leiden.
@@ -144,11 +157,19 @@ def clustering(
     >>> scores = metrics.clustering(noise + 20 * (labels == "T")[:, None], labels)
     >>> round(scores["nmi"], 6), round(scores["ari"], 6), scores["n_clusters"]
     (1.0, 1.0, 2)
+
+    Or by name, of what is in an AnnData:
+
+    >>> import dra_scvi
+    >>> adata = dra_scvi.datasets.synthetic(n_cells=100, n_genes=20)
+    >>> adata.obsm["X_pca"] = np.log1p(adata.X.toarray())
+    >>> sorted(metrics.clustering(adata, labels="cell_type", use_rep="X_pca"))
+    ['ari', 'n_clusters', 'nmi', 'silhouette']
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    points = checked_embedding(embedding)
-    known = label_codes(labels, len(points), name="labels")
+    points = points_of(embedding, use_rep)
+    known = codes_of(embedding, labels, len(points), name="labels")
     _check_method(method, n_clusters)
     if method == "kmeans" and n_clusters is None:
         n_clusters = n_distinct(known)
@@ -164,7 +185,13 @@ def clustering(
     return scores
 
 
-def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDArray[np.int64]:
+def leiden_matched(
+    embedding: ArrayLike | AnnData,
+    n_clusters: int,
+    seed: int = 0,
+    *,
+    use_rep: str | None = None,
+) -> NDArray[np.int64]:
     """Partition cells by Leiden, at a resolution that gives a wanted number of clusters.
 
     The resolution is bisected on a logarithmic scale; of the labels only their number may be
@@ -173,11 +200,13 @@ def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDAr
     Parameters
     ----------
     embedding
-        Coordinates, ``(n_cells, n_latent)``.
+        Coordinates, ``(n_cells, n_latent)``, or an AnnData that has them.
     n_clusters
         Wanted number of clusters.
     seed
         Seed of the graph and of the clustering.
+    use_rep
+        Of an AnnData: the key of ``obsm`` that is taken; ``"X_dra"`` unless given.
 
     Returns
     -------
@@ -185,8 +214,10 @@ def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDAr
 
     Raises
     ------
+    KeyError
+        An AnnData has no such key or column.
     TypeError
-        An argument is of another kind, such as an AnnData or the name of a column.
+        An argument is of another kind, such as the name of a column where there is no AnnData.
     ValueError
         The embedding is not a finite matrix, or ``n_clusters`` is not positive.
 
@@ -200,7 +231,7 @@ def leiden_matched(embedding: ArrayLike, n_clusters: int, seed: int = 0) -> NDAr
     """
     check_number(n_clusters, "n_clusters", least=1)
     check_number(seed, "seed", least=0)
-    return matched(neighbor_graph(checked_embedding(embedding), seed), n_clusters, seed)
+    return matched(neighbor_graph(points_of(embedding, use_rep), seed), n_clusters, seed)
 
 
 def matched(graph: AnnData, n_clusters: int, seed: int) -> NDArray[np.int64]:

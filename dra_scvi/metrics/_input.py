@@ -1,4 +1,4 @@
-"""Embeddings and labels as scores take them."""
+"""Embeddings and labels as scores take them: arrays, or an AnnData and names in it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,52 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._argument_kinds import matrix, one_per_cell
+from dra_scvi._data.keys import unknown_key, validate_keys
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
+
+DEFAULT_REP = "X_dra"
+
+
+def points_of(embedding: ArrayLike | AnnData, use_rep: str | None) -> NDArray[np.floating]:
+    """Return coordinates: those given or, of an AnnData, those that a key names."""
+    if hasattr(embedding, "obsm"):
+        return _stored(embedding, DEFAULT_REP if use_rep is None else use_rep, "use_rep")
+    if use_rep is not None:
+        raise TypeError(
+            f"use_rep={use_rep!r} names a key of adata.obsm: pass adata in place of the "
+            "embedding, or leave use_rep out."
+        )
+    return checked_embedding(embedding)
+
+
+def other_points_of(
+    embedding: ArrayLike | AnnData, other: ArrayLike | str, argument: str
+) -> NDArray[np.floating]:
+    """Return further coordinates of the same cells, or those that a key names."""
+    if hasattr(embedding, "obsm") and isinstance(other, str):
+        return _stored(embedding, other, argument)
+    return checked_embedding(other, argument)
+
+
+def _stored(adata: AnnData, key: str, argument: str) -> NDArray[np.floating]:
+    if not isinstance(key, str):
+        raise TypeError(f"{argument} takes the name of a key of adata.obsm, not {key!r}.")
+    if key not in adata.obsm:
+        raise KeyError(unknown_key(argument, key, "a key of adata.obsm", adata.obsm.keys()))
+    return checked_embedding(adata.obsm[key], f"adata.obsm[{key!r}]")
+
+
+def codes_of(
+    embedding: ArrayLike | AnnData, values: ArrayLike | str, n_cells: int, name: str
+) -> NDArray[np.int64]:
+    """Replace values, those given or of a column of an AnnData, by numbers from 0."""
+    if hasattr(embedding, "obsm") and isinstance(values, str):
+        validate_keys(embedding, obs_keys={name: values})
+        return label_codes(embedding.obs[values], n_cells, f"{name}={values!r}")
+    return label_codes(values, n_cells, name)
 
 
 def checked_embedding(embedding: ArrayLike, argument: str = "embedding") -> NDArray[np.floating]:

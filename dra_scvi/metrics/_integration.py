@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._threads import own_threads
-from dra_scvi.metrics._input import checked_embedding, label_codes, n_distinct
+from dra_scvi.metrics._input import codes_of, n_distinct, other_points_of, points_of
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 _BIO_WEIGHT, _BATCH_WEIGHT = 0.6, 0.4
 
@@ -25,10 +26,12 @@ _LISI_NEIGHBORS = 90
 
 
 def integration(
-    embedding: ArrayLike,
-    labels: ArrayLike,
-    batches: ArrayLike,
-    unintegrated: ArrayLike | None = None,
+    embedding: ArrayLike | AnnData,
+    labels: ArrayLike | str,
+    batches: ArrayLike | str,
+    unintegrated: ArrayLike | str | None = None,
+    *,
+    use_rep: str | None = None,
 ) -> dict[str, float]:
     """Score how well an embedding mixes batches and keeps cell types apart.
 
@@ -39,14 +42,17 @@ def integration(
     Parameters
     ----------
     embedding
-        Coordinates, ``(n_cells, n_latent)``.
+        Coordinates, ``(n_cells, n_latent)``, or an AnnData that has them.
     labels
-        Cell type of every cell, ``(n_cells,)``; at least two types.
+        Cell type of every cell, ``(n_cells,)``; at least two types. Of an AnnData, the column of
+        ``obs`` that has them.
     batches
-        Batch of every cell, ``(n_cells,)``; at least two batches.
+        Batch of every cell, ``(n_cells,)``, or a column; at least two batches.
     unintegrated
         Coordinates of the same cells before integration, ``(n_cells, n_components)``, such as
-        principal components of log-normalised counts; `"pcr"` needs them.
+        principal components of log-normalised counts, or a key of ``obsm``; `"pcr"` needs them.
+    use_rep
+        Of an AnnData: the key of ``obsm`` that is taken; ``"X_dra"`` unless given.
 
     Returns
     -------
@@ -72,8 +78,10 @@ def integration(
     ------
     ImportError
         scib-metrics is not installed.
+    KeyError
+        An AnnData has no such key or column.
     TypeError
-        An argument is of another kind, such as an AnnData or the name of a column.
+        An argument is of another kind, such as the name of a column where there is no AnnData.
     ValueError
         The embedding is not a finite matrix, a label or batch is missing, the lengths differ, or
         there is only one label, only one batch, or no label that occurs in two batches.
@@ -87,13 +95,13 @@ def integration(
     --------
     >>> from dra_scvi import metrics
     >>> scores = metrics.integration(
-    ...     adata.obsm["X_dra"], adata.obs["cell_type"], adata.obs["batch"]
+    ...     adata, labels="cell_type", batches="batch", unintegrated="X_pca"
     ... )  # doctest: +SKIP
     >>> scores["total"]  # doctest: +SKIP
     """
-    points = checked_embedding(embedding)
-    types = label_codes(labels, len(points), name="labels")
-    batch = label_codes(batches, len(points), name="batches")
+    points = points_of(embedding, use_rep)
+    types = codes_of(embedding, labels, len(points), name="labels")
+    batch = codes_of(embedding, batches, len(points), name="batches")
     check_comparable(types, batch)
     scib = import_scib()
     near, middle, wide = (
@@ -116,7 +124,7 @@ def integration(
         "pcr": np.nan,
     }
     if unintegrated is not None:
-        before = checked_embedding(unintegrated, "unintegrated")
+        before = other_points_of(embedding, unintegrated, "unintegrated")
         if len(before) != len(points):
             raise ValueError(f"unintegrated has {len(before)} cells, the embedding {len(points)}.")
         with warnings.catch_warnings():

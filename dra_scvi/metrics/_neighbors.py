@@ -8,13 +8,20 @@ import numpy as np
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._threads import own_threads
-from dra_scvi.metrics._input import checked_embedding, label_codes
+from dra_scvi.metrics._input import codes_of, points_of
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import ArrayLike
 
 
-def purity(embedding: ArrayLike, labels: ArrayLike, n_neighbors: int = 15) -> float:
+def purity(
+    embedding: ArrayLike | AnnData,
+    labels: ArrayLike | str,
+    n_neighbors: int = 15,
+    *,
+    use_rep: str | None = None,
+) -> float:
     """Average the share of each cell's nearest neighbours that are of its own type.
 
     Averaged within types, and then over types, so that rare ones count as much as common ones. A
@@ -23,11 +30,15 @@ def purity(embedding: ArrayLike, labels: ArrayLike, n_neighbors: int = 15) -> fl
     Parameters
     ----------
     embedding
-        Coordinates, ``(n_cells, n_latent)``; distances are Euclidean, and exact.
+        Coordinates, ``(n_cells, n_latent)``, or an AnnData that has them; distances are
+        Euclidean, and exact.
     labels
-        Known type of every cell, ``(n_cells,)``, of any kind.
+        Known type of every cell, ``(n_cells,)``, of any kind; of an AnnData, the column of
+        ``obs`` that has them.
     n_neighbors
         Neighbours of each cell; all others where there are no more.
+    use_rep
+        Of an AnnData: the key of ``obsm`` that is taken; ``"X_dra"`` unless given.
 
     Returns
     -------
@@ -35,8 +46,10 @@ def purity(embedding: ArrayLike, labels: ArrayLike, n_neighbors: int = 15) -> fl
 
     Raises
     ------
+    KeyError
+        An AnnData has no such key or column.
     TypeError
-        An argument is of another kind, such as an AnnData or the name of a column.
+        An argument is of another kind, such as the name of a column where there is no AnnData.
     ValueError
         The embedding is not a finite matrix of two cells or more, a label is missing, the lengths
         differ, or ``n_neighbors`` is not positive.
@@ -51,8 +64,8 @@ def purity(embedding: ArrayLike, labels: ArrayLike, n_neighbors: int = 15) -> fl
     from sklearn.neighbors import NearestNeighbors
 
     check_number(n_neighbors, "n_neighbors", least=1)
-    points = checked_embedding(embedding)
-    known = label_codes(labels, len(points), name="labels")
+    points = points_of(embedding, use_rep)
+    known = codes_of(embedding, labels, len(points), name="labels")
     if len(points) < 2:
         raise ValueError("Purity needs at least 2 cells, got 1.")
     index = NearestNeighbors(n_neighbors=min(n_neighbors, len(points) - 1)).fit(points)

@@ -179,10 +179,6 @@ def test_help_has_example_and_common_options(command: str) -> None:
         assert f"--{option}" in result.stdout
 
 
-def test_help_names_the_default_prior() -> None:
-    assert "default: mixture" in " ".join(invoke("train", "--help").stdout.split())
-
-
 def test_command_line_starts_without_heavy_libraries() -> None:
     heavy = "{'numpy', 'pandas', 'torch', 'scvi', 'anndata', 'matplotlib', 'rich'}"
     result = spawn(code=f"import sys, dra_scvi.cli; print({heavy} & set(sys.modules))")

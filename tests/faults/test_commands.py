@@ -211,10 +211,35 @@ def test_more_genes_than_there_are(source: Path, tmp_path: Path) -> None:
 
 
 WRONG_KINDS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
-    "an AnnData": (
-        lambda a: metrics.clustering(a, "cell_type"),
+    "no such embedding": (
+        lambda a: metrics.clustering(a, "cell_type", use_rep="x"),
+        KeyError,
+        r"use_rep='x' is not a key of adata\.obsm; did you mean 'X'\? Available: 'X'",
+    ),
+    "no embedding yet": (
+        lambda a: metrics.purity(a, "cell_type"),
+        KeyError,
+        r"use_rep='X_dra' is not a key of adata\.obsm",
+    ),
+    "no such column": (
+        lambda a: metrics.clustering(a, "celltype", use_rep="X"),
+        KeyError,
+        r"labels='celltype' is not a column of adata\.obs; did you mean 'cell_type'",
+    ),
+    "a key of an array": (
+        lambda a: metrics.cluster(a.obsm["X"], n_clusters=2, use_rep="X"),
         TypeError,
-        "not an AnnData; pass one of its embeddings",
+        "use_rep='X' names a key of adata.obsm: pass adata in place of the embedding",
+    ),
+    "two keys": (
+        lambda a: metrics.leiden_matched(a, 2, use_rep=["X"]),
+        TypeError,
+        r"use_rep takes the name of a key of adata\.obsm, not \['X'\]",
+    ),
+    "an AnnData of labels": (
+        lambda a: metrics.clustering(a.obsm["X"], a),
+        TypeError,
+        "not an AnnData; pass a column of its obs",
     ),
     "names": (
         lambda a: metrics.clustering(a.obsm["X"], "cell_type"),
