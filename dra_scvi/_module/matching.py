@@ -156,7 +156,7 @@ def jensen_shannon(h_real: Tensor, h_fake: Tensor, weight: Tensor | None = None)
     return math.log(2.0) + 0.5 * (logsigmoid(h_real).mean() + fake.mean())
 
 
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "bhattacharyya": bhattacharyya,
     "jensen-shannon": jensen_shannon,
 }

@@ -50,9 +50,10 @@ def codes_of(
     embedding: ArrayLike | AnnData, values: ArrayLike | str, n_cells: int, name: str
 ) -> NDArray[np.int64]:
     """Replace values, those given or of a column of an AnnData, by numbers from 0."""
-    if hasattr(embedding, "obsm") and isinstance(values, str):
+    obs = getattr(embedding, "obs", None)
+    if obs is not None and isinstance(values, str):
         validate_keys(embedding, obs_keys={name: values})
-        return label_codes(embedding.obs[values], n_cells, f"{name}={values!r}")
+        return label_codes(obs[values], n_cells, f"{name}={values!r}")
     return label_codes(values, n_cells, name)
 
 
