@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from dra_scvi._threads import kernel_threads, own_threads
 from dra_scvi.benchmark._parallel import VISIBLE, spread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from anndata import AnnData
@@ -53,49 +54,62 @@ def test_a_table_made_in_parallel_is_that_of_one_run_after_the_other(
     )
 
 
-def _told(place: int) -> dict[str, object]:
-    """Return what a run in a process of its own finds there."""
-    sys.stderr.write(f"said {place}")
-    logging.getLogger("lightning.fabric").error("logged")
-    with own_threads():
-        return {"pid": os.getpid(), "gpu": os.environ.get(VISIBLE), "threads": kernel_threads()}
+@pytest.fixture
+def told() -> Callable[[int], dict[str, Any]]:
+    """Return what a run in a process of its own finds there, in a function without a module."""
+
+    def run(place: int) -> dict[str, Any]:
+        sys.stderr.write(f"said {place}")
+        logging.getLogger("lightning.fabric").error("logged")
+        with own_threads():
+            threads = kernel_threads()
+        return {"pid": os.getpid(), "gpu": os.environ.get(VISIBLE), "threads": threads}
+
+    return run
 
 
-def test_processes_have_a_thread_each_and_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    found = dict(spread(_told, [(0,), (1,), (2,)], 2))
+def test_processes_have_a_thread_each_and_say_nothing(
+    told: Callable[[int], dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = dict(spread(told, [(0,), (1,), (2,)], 2))
     assert set(found) == {0, 1, 2}
-    assert os.getpid() not in {told["pid"] for told in found.values()}
-    assert {told["threads"] for told in found.values()} == {1}
+    assert os.getpid() not in {run["pid"] for run in found.values()}
+    assert {run["threads"] for run in found.values()} == {1}
     assert capfd.readouterr().err == ""
 
 
-def test_processes_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_take_turns_at_the_gpus(
+    told: Callable[[int], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv(VISIBLE, raising=False)
-    found = dict(spread(_told, [(0,), (1,), (2,), (3,)], 2))
+    found = dict(spread(told, [(0,), (1,), (2,), (3,)], 2))
     assert [found[place]["gpu"] for place in range(4)] == ["0", "1", "0", "1"]
     monkeypatch.setenv(VISIBLE, "5,GPU-7")
-    found = dict(spread(_told, [(0,), (1,)], 2))
+    found = dict(spread(told, [(0,), (1,)], 2))
     assert [found[place]["gpu"] for place in range(2)] == ["5", "GPU-7"]
 
 
 def test_an_error_in_a_process_comes_out_and_finished_rows_are_kept(
     cells: AnnData, tmp_path: Path
 ) -> None:
+    path = tmp_path / "table.csv"
+
     def broken(counts: AnnData, n_latent: int, seed: int) -> object:
         if seed == 1:
-            time.sleep(3)
+            while not path.exists():
+                time.sleep(0.1)
             raise NameError("bug")
         return counts.X.toarray()[:, :n_latent]
 
-    def swap(counts: AnnData, n_latent: int, seed: int) -> object:
+    def failing(counts: AnnData, n_latent: int, seed: int) -> object:
         raise ValueError("no")
 
-    options = {"n_latent": 2, "parallel": 2, "output": tmp_path / "table.csv", "progress": False}
+    options = {"n_latent": 2, "parallel": 2, "output": path, "progress": False}
     with pytest.raises(NameError, match="bug"):
         benchmark.compare(cells, "cell_type", models={"bad": broken}, seeds=2, **options)
-    assert pd.read_csv(tmp_path / "table.csv")["seed"].tolist() == [0]
-    table = benchmark.compare(cells, "cell_type", models={"fails": swap}, seeds=2, **options)
+    assert pd.read_csv(path)["seed"].tolist() == [0]
+    table = benchmark.compare(cells, "cell_type", models={"fails": failing}, seeds=2, **options)
     assert table["status"].tolist() == ["ValueError: no"] * 2
 
 
