@@ -48,8 +48,7 @@ nb_execution_mode = "off"  # the tests run them
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
-autodoc_typehints = "description"  # with the parameters
-autodoc_typehints_description_target = "documented"
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False

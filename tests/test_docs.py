@@ -42,6 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / ".docs", folder / ".docs", ignore=unwanted)
     shutil.copytree(ROOT / "tutorials", folder / "tutorials")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("results"))
+    shutil.copytree(ROOT / "dra_scvi", folder / "dra_scvi")  # the tree of rooms is read off it
     shutil.copy(ROOT / "CHANGELOG.md", folder)
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ".docs", "site"]
     environment = {name: v for name, v in os.environ.items() if name != "DRA_SCVI_DOCS_ONLINE"}

@@ -73,9 +73,10 @@ def summary(
 
     - ``metric``, where there may be several;
     - ``n_runs``, ``n_failed``: rows, and those among them without a finite `metric`;
-    - ``nmi``, ``ari``, ``leiden_nmi``, ``leiden_ari``, ``leiden1_nmi``, ``purity``,
-      ``silhouette``, ``integration_total``, ``leiden1_n_clusters``, ``seconds``, and `metric`:
-      mean over cells;
+    - ``nmi``, ``ari``, ``leiden_nmi``, ``leiden_ari``, ``leiden1_nmi``, ``purity``: means over
+      cells;
+    - ``silhouette``, ``integration_total``, ``leiden1_n_clusters``, ``seconds``, and `metric`:
+      means as well;
     - ``sd``: standard deviation of `metric` over seeds, mean over the cells with several;
     - ``rank``, ``n_first``, ``n_ranked``: over measures, see :func:`ranks`;
     - ``baseline``, ``n_pairs``: what it is compared with, and on how many pairs;
