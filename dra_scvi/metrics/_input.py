@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 DEFAULT_REP = "X_dra"
 
 
-<<<<<<< HEAD
-def points_of(embedding: ArrayLike | AnnData, use_rep: str | None) -> NDArray[np.floating]:
-=======
 def _is_adata(value: Any) -> TypeGuard[AnnData]:
     return hasattr(value, "obsm")
 
 
-def _points_of(embedding: ArrayLike | AnnData, use_rep: str | None) -> NDArray[np.floating]:
->>>>>>> publish
+def points_of(embedding: ArrayLike | AnnData, use_rep: str | None) -> NDArray[np.floating]:
     """Return coordinates: those given or, of an AnnData, those that a key names."""
     if _is_adata(embedding):
         return _stored(embedding, DEFAULT_REP if use_rep is None else use_rep, "use_rep")
@@ -58,22 +54,13 @@ def codes_of(
     embedding: ArrayLike | AnnData, values: ArrayLike | str, n_cells: int, name: str
 ) -> NDArray[np.int64]:
     """Replace values, those given or of a column of an AnnData, by numbers from 0."""
-<<<<<<< HEAD
-    obs = getattr(embedding, "obs", None)
-    if obs is not None and isinstance(values, str):
-=======
     if _is_adata(embedding) and isinstance(values, str):
->>>>>>> publish
         validate_keys(embedding, obs_keys={name: values})
-        return label_codes(obs[values], n_cells, f"{name}={values!r}")
+        return label_codes(embedding.obs[values], n_cells, f"{name}={values!r}")
     return label_codes(values, n_cells, name)
 
 
-<<<<<<< HEAD
-def checked_embedding(embedding: ArrayLike, argument: str = "embedding") -> NDArray[np.floating]:
-=======
-def _checked_embedding(embedding: Any, argument: str = "embedding") -> NDArray[np.floating]:
->>>>>>> publish
+def checked_embedding(embedding: Any, argument: str = "embedding") -> NDArray[np.floating]:
     points = matrix(embedding, argument)
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(
