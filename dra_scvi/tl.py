@@ -97,8 +97,7 @@ def dra(
     -------
     The trained model. ``adata.obsm[key_added]``, shape ``(n_cells, n_latent)``, holds what
     :meth:`DRA.get_latent_representation <dra_scvi.DRA.get_latent_representation>` returns: the
-    means of q(z|x), moved to where the training cells around them lie on average, on axes of
-    expression. ``adata.uns["dra"]`` says where it comes from: ``"params"`` of this call,
+    means of q(z|x). ``adata.uns["dra"]`` says where it comes from: ``"params"`` of this call,
     ``"version"`` of dra_scvi, ``"prior"``, ``"genes"`` (their number ``"n"`` and the ``"sha256"``
     of their names, one a line), and ``"settings"``, all that held in training, given or not.
 
