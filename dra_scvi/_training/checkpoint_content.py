@@ -34,7 +34,7 @@ def check_content(content: Any) -> None:
     >>> check_content({"epoch": -5})
     Traceback (most recent call last):
     ...
-    ValueError: its epoch is no whole number of at least 0
+    ValueError: its identity is missing
     """
     _demand(isinstance(content, dict), "content", "no table of parts")
     for name, check in PARTS.items():

@@ -216,14 +216,19 @@ class DualMatchingPlan(ResumablePlan):
 
     # -- one epoch ---------------------------------------------------------------------------
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Choose the length of the KL warm-up where that was left to us.
+
+        Before training is resumed, which may have ended: no epoch would start.
 
         Until the divergence weighs in, codes learn what batches are, and keep it for long.
         """
         if self._kl_warmup_is_auto and self.n_steps_kl_warmup is None:
             half = max(1, (self.trainer.max_epochs or 1) // 2)
             self.n_epochs_kl_warmup = 1 if self.module.n_batch > 1 else half
+
+    def on_train_start(self) -> None:
+        """Let every process draw codes of its own."""
         if self.global_rank and not self.trainer.ckpt_path:
             # processes that begin with one seed must not draw the same codes for their cells
             torch.manual_seed((torch.initial_seed() + self.global_rank) % 2**63)

@@ -171,7 +171,8 @@ def in_options(text: str, commands: Iterable[click.Command]) -> str:
     # what was typed is shown as it was typed
     typed = [word for word in sys.argv[1:] if "/" in word or "=" in word or word in options]
     for number, word in enumerate(typed):
-        text = text.replace(word, f"{TYPED[0]}{number}{TYPED[1]}")
+        whole = rf"(?<!\w){re.escape(word)}(?!\w)"
+        text = re.sub(whole, f"{TYPED[0]}{number}{TYPED[1]}", text)
     text = _with_options(text, options)
     for number, word in enumerate(typed):
         text = text.replace(f"{TYPED[0]}{number}{TYPED[1]}", word)

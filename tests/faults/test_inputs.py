@@ -221,7 +221,7 @@ def test_features_that_are_no_genes_do_not_vanish_without_a_word(
 ) -> None:
     """Of a mixed 10x file the command says what it leaves out, and the output says so too."""
     write_10x(tmp_path / "cells.h5", {"Gene Expression": 6, other: 3})
-    accepted(train(tmp_path / "cells.h5"), f"3 {other} left out", "gex_only=False")
+    accepted(train(tmp_path / "cells.h5"), f"3 {other} left out")
     output = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert output.shape == (40, 6)
     assert output.uns["dra_left_out"] == f"3 {other}"

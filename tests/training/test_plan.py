@@ -445,7 +445,7 @@ def test_the_length_of_the_warm_up(
 ) -> None:
     plan = with_trainer(DualMatchingPlan(DRAVAE(20, n_batch=n_batch), **given))
     plan._trainer.max_epochs = max_epochs
-    plan.on_train_start()
+    plan.on_fit_start()
     assert plan.n_epochs_kl_warmup == expected
     assert type(plan.n_epochs_kl_warmup) in (int, type(None))
 
