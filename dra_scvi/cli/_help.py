@@ -10,7 +10,10 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 # what is in none of them comes last, as "Other"
 SECTIONS = {
-    "Data": "--layer --batch-key --label-key --n-genes --model --use-rep --n-cells --batch --out-of-core",
+    "Data": (
+        "--layer --batch-key --label-key --n-genes --model --use-rep --n-cells --batch"
+        " --out-of-core"
+    ),
     "Model": (
         "--models --n-latent --n-hidden --n-hidden-discriminator --dropout-rate --prior"
         " --divergence --preset --leak --batch-norm"
