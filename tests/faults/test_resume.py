@@ -1016,7 +1016,7 @@ def test_the_docstring_says_what_is_written() -> None:
     """tl.dra's docstring says what the embedding is, and it is that."""
     assert tl.dra.__doc__ is not None
     assert "posterior means" not in tl.dra.__doc__
-    assert "moved to where the training cells around them lie" in " ".join(tl.dra.__doc__.split())
+    assert "returns: the means of q(z|x)." in " ".join(tl.dra.__doc__.split())
 
 
 # -- one process -------------------------------------------------------------------------------
