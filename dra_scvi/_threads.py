@@ -91,7 +91,12 @@ def choose_threads() -> Threads:
         return Threads(asked, asked)
     if from_environment is not None:
         return Threads(from_environment, from_environment)
-    return Threads(1, _cores()[0])
+    return Threads(1, n_cores())
+
+
+def n_cores() -> int:
+    """Return the number of cores of this process, within its share of the machine."""
+    return _cores()[0]
 
 
 @functools.cache

@@ -7,13 +7,13 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import joblib
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi._module.matching import scale_gradient
+from dra_scvi._threads import n_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -81,11 +81,11 @@ def _check_cores(settings: Mapping[str, Any]) -> None:
     """
     n_devices = n_processes({**settings, "num_nodes": 1})
     on_cpu = settings.get("accelerator", "auto") == "cpu" or not torch.accelerator.is_available()
-    n_cores = max(2, joblib.cpu_count())
-    if on_cpu and n_devices > n_cores:
+    room = max(2, n_cores())
+    if on_cpu and n_devices > room:
         raise ValueError(
             f"devices={settings['devices']}: on a CPU each is a process of its own, and there is "
-            f"room for {n_cores} here."
+            f"room for {room} here."
         )
 
 
