@@ -209,7 +209,6 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
         try:
             with refused_as_diverged("codes", epoch, step):
                 is_finite = self.module.calibrate(loader)
-            share_buffers(self.module, self.trainer)
             if not is_finite:
                 raise TrainingDivergedError("codes", epoch, step)
         except TrainingDivergedError:
