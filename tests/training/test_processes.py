@@ -31,6 +31,7 @@ from dra_scvi._module.matching import DIVERGENCES
 from dra_scvi._training.processes import gathered_scores, trainer_settings
 from tests.helpers import QUIET
 
+ROOT = Path(__file__).parents[2]
 N_GENES, EPOCHS = 60, 40
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
 RANK = int(os.environ.get("RANK", "0"))
@@ -190,7 +191,10 @@ def environment() -> dict[str, str]:
     """Return that of a process which is none of several."""
     known = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in known}
-    return {**kept, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    # a worker imports tests.helpers, which pytest alone finds by itself
+    paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
+    changed = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return {**kept, **changed, "GLOO_SOCKET_IFNAME": "lo"}
 
 
 @pytest.fixture(scope="module")
