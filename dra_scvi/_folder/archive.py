@@ -125,6 +125,8 @@ class _Records:
             raise ValueError("records that torch.save does not write")
         if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
             raise ValueError("compressed records")
+        if any(entry.header_offset < 0 for entry in entries):
+            raise ValueError("records before the beginning of the file")
         if sum(entry.file_size for entry in entries) > size:
             raise ValueError("records that are larger than the file")
         self.root = pickles[0].removesuffix("data.pkl")

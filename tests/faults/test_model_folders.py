@@ -297,7 +297,8 @@ def test_what_the_forged_files_are_made_of_is_read(marked: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["compressed", "twice", "second pickle", "byte order", "larger than the file"]
+    "kind",
+    ["compressed", "twice", "second pickle", "byte order", "larger than the file", "before it"],
 )
 def test_archives_that_torch_does_not_write_are_refused(folder: Path, kind: str) -> None:
     """An archive with compressed, repeated or impossible records is refused, exit code 65."""
@@ -319,6 +320,11 @@ def test_archives_that_torch_does_not_write_are_refused(folder: Path, kind: str)
         data = bytearray((folder / "model.pt").read_bytes())
         place = data.index(b"PK\x01\x02") + 20
         data[place : place + 8] = struct.pack("<II", 2**31, 2**31)
+        (folder / "model.pt").write_bytes(data)
+    if kind == "before it":  # all records, where their directory is said to begin later
+        data = bytearray((folder / "model.pt").read_bytes())
+        place = data.rindex(b"PK\x05\x06") + 16
+        data[place : place + 4] = struct.pack("<I", 2**31)
         (folder / "model.pt").write_bytes(data)
     agree(folder)
     with pytest.raises(ValueError, match=r"model\.pt is corrupt"):
