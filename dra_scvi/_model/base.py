@@ -103,7 +103,11 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
             )
         with TURNS, interruptible(), trainer_settings(kwargs) as settings:
             super().train(max_epochs, *args, **settings)
+        self._finish_training()
         self._calibrate()
+
+    def _finish_training(self) -> None:
+        """Change what is better learned by itself, once all else is as it will be."""
 
     def _calibrate(self) -> None:
         """Take from the cells what getters go by, now that the module is trained."""

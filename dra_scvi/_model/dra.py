@@ -22,6 +22,7 @@ from dra_scvi._model.base import BaseDRA
 from dra_scvi._model.generating import GeneratingMixin
 from dra_scvi._model.getters import INFERENCE_BATCH_SIZE
 from dra_scvi._model.hand_over import as_scvi
+from dra_scvi._module.dispersion import fit_dispersions, has_dispersions_to_fit
 from dra_scvi._module.dravae import DRAVAE, hidden_widths
 from dra_scvi._module.neighborhood import evenly_spaced
 from dra_scvi._module.priors import NormalPrior, default_prior
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 
 CALIBRATION_CELLS = 2_048
+DISPERSION_CELLS, DISPERSION_STEPS = 10_000, 60
 
 
 @with_own_threads(
@@ -181,6 +183,18 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
         self.init_params_ = arguments if has_data_module else as_scvi(arguments, widths)
         if self.adata is not None:
             self._validate_anndata()
+
+    def _finish_training(self) -> None:
+        """Fit dispersions to training cells, in no more steps than training had."""
+        if self.adata is None or not has_dispersions_to_fit(self.module):
+            return
+        cells = np.asarray(self.train_indices)
+        cells = cells[evenly_spaced(len(cells), DISPERSION_CELLS).numpy()]
+        n_steps = min(DISPERSION_STEPS, self.trainer.global_step)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            loader = self._make_data_loader(self.adata, cells, batch_size=128, shuffle=True)
+            fit_dispersions(self.module, loader, n_steps)
 
     def _calibrate(self) -> None:
         """Take from the cells how codes are embedded, and where they lie, by which cells are made.
