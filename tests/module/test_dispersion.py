@@ -27,7 +27,7 @@ def minibatches(counts: np.ndarray, size: int = 100) -> list[dict[str, torch.Ten
     names = (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)
     parts = range(0, len(x), size)
     return [
-        {REGISTRY_KEYS.X_KEY: x[i : i + size], **{name: zeros[i : i + size] for name in names}}
+        {REGISTRY_KEYS.X_KEY: x[i : i + size], **dict.fromkeys(names, zeros[i : i + size])}
         for i in parts
     ]
 
