@@ -1,18 +1,17 @@
-"""The cells that commands work on: read or left in their file, stripped, and written again."""
+"""The cells that commands work on: read or left in their file, and written again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
 
     from dra_scvi.cli._session import Common
 
-__all__ = ["bare", "read_or_open", "write_cells"]
+__all__ = ["read_or_open", "write_cells"]
 
 
 def read_or_open(
@@ -38,16 +37,3 @@ def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common)
     else:
         write_copy(source, adata, path, common.force)
     common.say(f"wrote {path}")
-
-
-def bare(adata: AnnData, layer: str | None, columns: Sequence[str]) -> AnnData:
-    """Share the counts and copy some columns, so that training leaves no trace in `adata`."""
-    import anndata
-    import pandas as pd
-
-    return anndata.AnnData(
-        X=None if layer else adata.X,
-        obs=adata.obs[list(columns)].copy(),
-        var=pd.DataFrame(index=adata.var_names),
-        layers={layer: adata.layers[layer]} if layer else {},
-    )
