@@ -137,7 +137,9 @@ def _check_layout(store: Any, path: Path) -> None:
             )
 
 
-def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -> None:
+def write_copy(
+    source: Path, adata: AnnData, path: Path, replace: bool = True, *, with_obs: bool = False
+) -> None:
     """Write a file again with what was added to it, whole or not at all, its matrices in blocks.
 
     Parameters
@@ -150,6 +152,8 @@ def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -
         The ``.h5ad`` to write or replace.
     replace
         Whether one that is there by then may be replaced.
+    with_obs
+        Whether its ``obs`` takes the place of that in the file.
 
     Raises
     ------
@@ -173,6 +177,10 @@ def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -
                     write_elem(file, name, {})
                 for key, value in getattr(adata, name).items():
                     write_elem(file, f"{name}/{key}", value)
+            if with_obs:
+                _give_own_group(file, "obs")
+                del file["obs"]
+                write_elem(file, "obs", writable(adata.obs, "obs"))
 
 
 def _state(path: Path) -> Any:

@@ -53,6 +53,11 @@ def encode_query(
     is_trained_on = False
     if _has_new(cells, known):
         is_trained_on = model.module.encode_covariates and max_epochs != 0
+        if is_trained_on and model.module.dispersion == "gene-label":
+            raise ValueError(
+                "A model with dispersion='gene-label' cannot be trained on new batches of cells "
+                "whose types are not known; max_epochs=0 encodes them without."
+            )
         if not is_trained_on:
             _rename_new(cells.obs, known, model.adata.obs)
     if not is_trained_on and not is_minified(model.adata):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scvi import REGISTRY_KEYS
 
 from dra_scvi._argument_kinds import check_adata, check_number
 from dra_scvi._data.keys import counted
@@ -61,9 +60,10 @@ def transfer_labels(
 
     Types vote with all their cells, so that among several the common one is the more probable, as
     it is among the cells of the reference; a type of fewer than half of `n_neighbors` cells can be
-    outvoted wherever it is. Types of which most cells that were held out are taken for others are
-    named in a warning; ``balanced=True`` gives types equal weight, as if a query had as many cells
-    of each: rare ones are found more often, and more cells are taken for rare ones in error.
+    outvoted wherever it is. Types of which most cells that were held out are taken for others, or
+    none could be held out as all are of one batch, are named in a warning. ``balanced=True`` gives
+    types equal weight, as if a query had as many cells of each: rare ones are found more often,
+    and more cells are taken for rare ones in error.
 
     Parameters
     ----------
@@ -160,6 +160,7 @@ def transfer_labels(
         "threshold": threshold,
         "far_quantile": far_quantile,
         "max_epochs": max_epochs,
+        "seed": seed,
     }
     _check(reference_model, query, key, embedding_key, unknown, numbers)
     types = known_types(reference_model.adata, labels_key, unknown)
@@ -169,7 +170,7 @@ def transfer_labels(
         classifier = Classifier.fit(
             np.asarray(reference_model.get_latent_representation())[types.cells],
             types.labels,
-            _batches(reference_model)[types.cells],
+            reference_model._batch_numbers()[types.cells],
             n_neighbors,
             1.0 if far_quantile is None else far_quantile,
             balanced,
@@ -196,6 +197,7 @@ def _check(
 ) -> None:
     """Check all that can be checked before any work."""
     check_number(numbers["n_neighbors"], "n_neighbors", least=1)
+    check_number(numbers["seed"], "seed", least=0)
     if numbers["max_epochs"] is not None:
         check_number(numbers["max_epochs"], "max_epochs", least=0)
     check_shares({name: value for name, value in numbers.items() if value is not None})
@@ -235,12 +237,6 @@ def _check_query(query: Any, key: str) -> None:
                     f"key_added={key!r}: adata.{place} has {name!r} already; choose another name, "
                     "or delete it."
                 )
-
-
-def _batches(model: DRA) -> NDArray[np.int64]:
-    return np.ravel(model.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)).astype(
-        np.int64
-    )
 
 
 def _called(found: Prediction, threshold: float, by_distance: bool) -> NDArray[np.int64]:
@@ -290,16 +286,18 @@ def _report(classifier: Classifier, types: Types) -> dict[str, Any]:
 
 def _remark(types: pd.DataFrame, found: Prediction, by_distance: bool) -> None:
     """Say which types are mostly missed, and whether the query lies apart as a whole."""
-    missed = types[types["recognised"] < LEAST_RECOGNISED]
+    missed = types[~(types["recognised"] >= LEAST_RECOGNISED)]  # those never held out as well
     if len(missed):
         shown = ", ".join(
-            f"{name!r} ({row['recognised']:.0%} of {row['n_held_out']:.0f})"
+            f"{name!r} ({np.nan_to_num(row['recognised'] * row['n_held_out']):.0f} of "
+            f"{row['n_held_out']:.0f})"
             for name, row in missed.head(SHOWN).iterrows()
         )
         more = ", ..." if len(missed) > SHOWN else ""
         warnings.warn(
-            f"{counted(len(missed), 'type is', 'types are')} recognised in few of the reference "
-            f"cells that were held out: {shown}{more}. balanced=True finds rare ones more often.",
+            f"{counted(len(missed), 'type is', 'types are')} recognised in few, or none, of the "
+            f"reference cells that were held out: {shown}{more}. balanced=True finds rare ones "
+            "more often.",
             UserWarning,
             stacklevel=3,
         )

@@ -1,8 +1,10 @@
-"""The cells that commands work on: read or left in their file, and written again."""
+"""The cells that commands work on: read or left in their file, named, and written again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import click
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
     from dra_scvi.cli._session import Common
 
-__all__ = ["read_or_open", "write_cells"]
+__all__ = ["checked_key", "read_or_open", "write_cells"]
 
 
 def read_or_open(
@@ -27,7 +29,9 @@ def read_or_open(
     return open_stored(path, layer), True
 
 
-def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common) -> None:
+def write_cells(
+    adata: AnnData, path: Path, source: Path | None, common: Common, *, with_obs: bool = False
+) -> None:
     """Write INPUT with what was added to it; of `source`, where its counts are still there."""
     from dra_scvi._inputs.out_of_core import write_copy
     from dra_scvi._outputs.files import write_h5ad
@@ -35,5 +39,17 @@ def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common)
     if source is None:
         write_h5ad(adata, path, common.force)
     else:
-        write_copy(source, adata, path, common.force)
+        write_copy(source, adata, path, common.force, with_obs=with_obs)
     common.say(f"wrote {path}")
+
+
+def checked_key(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a name that nothing in a file can have."""
+    from dra_scvi._outputs.h5ad_content import check_key
+
+    try:
+        if value is not None:
+            check_key(value, str(param.name))
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    return value

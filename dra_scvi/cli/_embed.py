@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import read_or_open, write_cells
+from dra_scvi.cli._cells import checked_key, read_or_open, write_cells
 from dra_scvi.cli._paths import to_write
 from dra_scvi.cli._result import Result
 from dra_scvi.cli._saved import SavedModel, read_saved
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def _key(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    from dra_scvi._outputs.h5ad_content import check_key
-
-    try:
-        check_key(value, "key_added")
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-    return value
-
-
 @command("embed")
 @input_argument()
 @click.option(
@@ -47,7 +37,7 @@ def _key(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--key-added",
     default=KEY_ADDED,
     show_default=True,
-    callback=_key,
+    callback=checked_key,
     help="Key of obsm for the embedding.",
 )
 @out_of_core_option()
