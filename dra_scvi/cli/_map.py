@@ -122,7 +122,11 @@ def map_query(
     common.say(f"mapping {adata.n_obs} cells")
     if any_distance:
         options["far_quantile"] = None
-    given = {"key_added": key_added, "seed": common.seed, "accelerator": common.accelerator}
+    given: dict[str, Any] = {
+        "key_added": key_added,
+        "seed": common.seed,
+        "accelerator": common.accelerator,
+    }
     train = {"enable_progress_bar": common.shows_bar}
     tl.transfer_labels(model, adata, label_key, **options, **given, train_kwargs=train)
     write_cells(adata, output, input_path if is_stored else None, common, with_obs=True)
