@@ -61,7 +61,12 @@ def test_types_are_those_of_the_function(folder: Path, tmp_path: Path) -> None:
         "type_0": counts["type_0"],
         "type_1": counts["type_1"],
     }
-    assert figures["unknown"]["n_cells"] == counts["unknown"]
+    far = expected.obs[f"{KEY}_distance"] > 1
+    assert figures["unknown"] == {
+        "n_cells": counts["unknown"],
+        "n_improbable": (expected.obs[f"{KEY}_probability"] < 0.6).sum(),
+        "n_far": far.sum(),
+    }
     assert figures["held_out"]["by"] == "batches"
     assert figures["held_out"]["ece"] == pytest.approx(expected.uns[KEY]["ece"])
     assert figures["settings"]["threshold"] == 0.6
