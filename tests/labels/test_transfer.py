@@ -40,7 +40,8 @@ def truth(query: AnnData) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model() -> DRA:
-    return fit(reference_cells(), batch_key="batch", max_epochs=40, plan_kwargs={"lr": 1e-2})
+    with tl._seeded(0):
+        return fit(reference_cells(), batch_key="batch", max_epochs=40, plan_kwargs={"lr": 1e-2})
 
 
 def transferred(model: DRA, query: AnnData, **options: Any) -> AnnData:
@@ -54,7 +55,7 @@ def test_types_are_those_of_the_neighbours(model: DRA) -> None:
     theirs = KNeighborsClassifier(15, weights=closeness).fit(codes, model.adata.obs["cell_type"])
     expected = theirs.predict(query.obsm["X_dra"])
     assert query.obs[KEY].tolist() == expected.tolist()
-    assert (expected == truth(query)).mean() > 0.8
+    assert (expected == truth(query)).mean() > 0.9
     shares = query.obsm[f"{KEY}_probabilities"]
     assert query.uns[KEY]["types"].index.tolist() == ["type_0", "type_1", "type_2"]
     assert shares.argmax(axis=1).tolist() == [int(name[-1]) for name in expected]
@@ -78,17 +79,19 @@ def test_what_is_added_has_its_names_and_the_rest_stays(model: DRA) -> None:
     assert report["accuracy"] == pytest.approx(
         (types["recognised"] * types["n_held_out"]).sum() / model.adata.n_obs
     )
-    assert report["accuracy"] > 0.7
+    assert report["accuracy"] > 0.9
     bins = report["reliability"]
     gaps = (bins["accuracy"] - bins["confidence"]).abs()
     assert report["ece"] == pytest.approx((gaps * bins["n_cells"]).sum() / model.adata.n_obs)
-    assert report["ece"] < 0.15  # the temperature is fitted to the same cells
+    assert report["ece"] < 0.1  # the temperature is fitted to the same cells
     assert report["reliability"]["n_cells"].sum() == model.adata.n_obs
 
 
 def test_unknown_is_what_is_improbable_or_far(model: DRA) -> None:
-    query = transferred(model, query_cells(), threshold=0.9, far_quantile=0.8)
-    sure = query.obs[f"{KEY}_probability"] >= 0.9
+    query = transferred(model, query_cells())
+    middle = float(query.obs[f"{KEY}_probability"].median())
+    query = transferred(model, query, threshold=middle, far_quantile=0.8)
+    sure = query.obs[f"{KEY}_probability"] >= middle
     near = query.obs[f"{KEY}_distance"] <= 1
     assert ((query.obs[KEY] != "unknown") == (sure & near)).all()
     assert (sure & ~near).any()
@@ -183,7 +186,7 @@ def test_types_of_any_kind_are_found_again_in_a_file(model: DRA, tmp_path: Path)
     assert types.tolist() == expected[:3]
     shares = found.obsm["fine_transferred_probabilities"]
     score = metrics.calibration(shares, [names[name] for name in truth(query)], types=types)
-    assert score["accuracy"] > 0.7
+    assert score["accuracy"] > 0.9
 
 
 def test_one_seed_gives_one_result_and_the_generators_stay(model: DRA) -> None:
