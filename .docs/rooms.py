@@ -27,6 +27,7 @@ ROOMS = (
     "_published",
     "datasets",
     "metrics",
+    "_labels",
     "tl",
     "benchmark",
     "pl",

@@ -1,39 +1,34 @@
-"""The scanpy steps: variable genes; register, train and embed in one call."""
+"""The scanpy steps: variable genes; register, train and embed in one call; types of new cells."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
-import random
-import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from dra_scvi import presets
+from dra_scvi._data.registration import forget_with
 from dra_scvi._data.variable_genes import variable_genes
+from dra_scvi._labels.transfer import transfer_labels
 from dra_scvi._model.dra import DRA
 from dra_scvi._module.priors import effective_prior
 from dra_scvi._published.model import PublishedDRA
 from dra_scvi._training.checkpoint import read_checkpoint
 from dra_scvi._training.identity import held_settings
 from dra_scvi._training.interrupts import InterruptCheckpoint, check_place
-from dra_scvi._training.runner import TURNS
+from dra_scvi._training.seeding import seeded as _seeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
 
-__all__ = ["dra", "variable_genes"]
-
-# what scvi-tools and Lightning set in the environment along with a seed
-SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "XLA_FLAGS")
+__all__ = ["dra", "transfer_labels", "variable_genes"]
 
 
 def dra(
@@ -173,7 +168,7 @@ def _dra(
     with _seeded(seed):
         model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key)
         model = model_cls(adata, **{**settings.model, **(model_kwargs or {})})
-        _forget_with(model)
+        forget_with(model)
         _try_obsm(adata, key_added, model.module.n_latent)
         with _kept(model, train, seed, checkpoint, resume) as train:
             model.train(**train)
@@ -287,47 +282,3 @@ def _kept(
             "plugins": [*given, callback.file],
             "ckpt_path": str(callback.path) if resume and callback.path.exists() else None,
         }
-
-
-def _forget_with(model: DRA) -> None:
-    """Let go of the AnnData with the model: scvi-tools would hold both registries for ever."""
-    manager, cls = model.adata_manager, type(model)
-
-    def forget(identity: str) -> None:
-        cls._per_instance_manager_store.pop(identity, None)
-        if cls._setup_adata_manager_store.get(manager.adata_uuid) is manager:
-            del cls._setup_adata_manager_store[manager.adata_uuid]
-
-    weakref.finalize(model, forget, model.id).atexit = False
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed all generators, and scvi-tools' split, for the time of a block.
-
-    Everything that scvi-tools' seed is wired to is put back: generators, environment, cuDNN. They
-    are the whole process': blocks in several threads take turns.
-    """
-    from scvi import settings
-
-    cudnn = torch.backends.cudnn
-    with TURNS, torch.random.fork_rng(enabled=True):
-        before = settings.seed, cudnn.deterministic, cudnn.benchmark
-        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-        environment = {name: os.environ.get(name) for name in SEED_VARIABLES}
-        try:
-            settings.seed = int(seed)
-            yield
-        finally:
-            settings.seed, cudnn.deterministic, cudnn.benchmark = before
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            _restore(environment)
-
-
-def _restore(environment: Mapping[str, str | None]) -> None:
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

@@ -29,7 +29,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 TOOLS = {"eval", "mypy", "pip", "pre-commit", "python", "ruff"}
 WORDS_OF_LOOPS = {"for", "do", "done"}
 # run here, on small data; what is left out trains for minutes
-RUN = {"train", "embed", "evaluate", "info"}
+RUN = {"train", "embed", "map", "evaluate", "info"}
 HEADINGS = re.compile(r"^#+ (.+)$", re.MULTILINE)
 LINKS = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from anndata import AnnData
@@ -16,10 +18,11 @@ from dra_scvi._data.dataset import CountsDataset
 from dra_scvi._data.unchanged import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from scvi.data.fields import AnnDataField
+    from scvi.model.base import BaseModelClass
 
 
 class CountsManager(AnnDataManager):
@@ -86,3 +89,29 @@ class CountsManager(AnnDataManager):
             self, getitem_tensors=data_and_attributes, load_sparse_tensor=load_sparse_tensor
         )
         return dataset if indices is None else Subset(dataset, indices)
+
+
+def forget_with(model: BaseModelClass) -> None:
+    """Let go of the AnnData with the model: scvi-tools would hold both registries for ever."""
+    manager, cls = model.adata_manager, type(model)
+
+    def forget(identity: str) -> None:
+        cls._per_instance_manager_store.pop(identity, None)
+        if cls._setup_adata_manager_store.get(manager.adata_uuid) is manager:
+            del cls._setup_adata_manager_store[manager.adata_uuid]
+
+    weakref.finalize(model, forget, model.id).atexit = False
+
+
+@contextlib.contextmanager
+def registered(model: BaseModelClass, adata: AnnData) -> Iterator[None]:
+    """Register other cells with a model for the time of a block.
+
+    A getter that is handed them does so too, says so, and holds them as long as the model lives.
+    """
+    manager = model.adata_manager.transfer_fields(adata)
+    model._register_manager_for_instance(manager)
+    try:
+        yield
+    finally:
+        del model._per_instance_manager_store[model.id][manager.adata_uuid]

@@ -137,7 +137,9 @@ def _check_layout(store: Any, path: Path) -> None:
             )
 
 
-def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -> None:
+def write_copy(
+    source: Path, adata: AnnData, path: Path, replace: bool = True, *, with_obs: bool = False
+) -> None:
     """Write a file again with what was added to it, whole or not at all, its matrices in blocks.
 
     Parameters
@@ -150,6 +152,8 @@ def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -
         The ``.h5ad`` to write or replace.
     replace
         Whether one that is there by then may be replaced.
+    with_obs
+        Whether its ``obs`` takes the place of that in the file.
 
     Raises
     ------
@@ -172,7 +176,11 @@ def write_copy(source: Path, adata: AnnData, path: Path, replace: bool = True) -
                 if name not in file:
                     write_elem(file, name, {})
                 for key, value in getattr(adata, name).items():
-                    write_elem(file, f"{name}/{key}", value)
+                    write_elem(file[name], key, value)
+            if with_obs:
+                _give_own_group(file, "obs")
+                del file["obs"]
+                write_elem(file, "obs", writable(adata.obs, "obs"))
 
 
 def _state(path: Path) -> Any:
@@ -228,9 +236,9 @@ def write_stored(file: Any, key: str, matrix: Any) -> None:
     Parameters
     ----------
     file
-        An open ``h5py.File``.
+        An open ``h5py.File``, or a group of one.
     key
-        Where.
+        Name in it.
     matrix
         CSR or dense, of any store.
     """
@@ -269,13 +277,15 @@ def _convert(source: Path, path: Path) -> None:
             file.create_group("raw").attrs.update(dict(store["raw"].attrs))
         for name, element in _items(store, "raw"):
             matrices[f"raw/{name}"] = element
-        for key, element in matrices.items():
-            is_matrix = not key.startswith("raw/") or key == "raw/X"
+        for place, element in matrices.items():
+            is_matrix = not place.startswith("raw/") or place == "raw/X"
             matrix = _stored_matrix(element) if is_matrix else None
+            parent, _, key = place.rpartition("/")
+            group = file[parent] if parent else file
             if is_matrix and is_stored(matrix):
-                write_stored(file, key, matrix)
+                write_stored(group, key, matrix)
             else:
-                write_elem(file, key, read_elem(element))
+                write_elem(group, key, read_elem(element))
 
 
 def _items(store: Any, name: str) -> list[tuple[str, Any]]:

@@ -25,6 +25,7 @@ __all__ = [
     "check_batch_size",
     "check_columns",
     "check_model",
+    "check_shares",
     "check_training",
     "refuse_mudata",
     "takes_cells",
@@ -39,6 +40,8 @@ SHARES = {
     "prior_anchor": (True, True),
     "train_size": (False, True),
     "validation_size": (True, False),
+    "threshold": (True, True),
+    "far_quantile": (False, True),
 }
 CELLS = ("indices", "idx1", "idx2")
 
@@ -72,7 +75,7 @@ def check_model(arguments: Mapping[str, Any]) -> None:
     for name in WIDTHS:
         if arguments.get(name) is not None:
             _check_widths(name, arguments[name])
-    _check_shares(arguments)
+    check_shares(arguments)
 
 
 def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> None:
@@ -103,7 +106,7 @@ def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> N
         _check_whole("max_epochs", epochs, 1)
     check_batch_size(arguments.get("batch_size"), least_batch_size)
     given = {k: v for k, v in arguments.items() if v is not None}
-    _check_shares(given)
+    check_shares(given)
     if (total := given.get("train_size", 0) + given.get("validation_size", 0)) > 1:
         raise ValueError(
             f"train_size={given['train_size']} and validation_size={given['validation_size']} "
@@ -188,7 +191,8 @@ def _check_widths(name: str, value: Any) -> None:
             )
 
 
-def _check_shares(arguments: Mapping[str, Any]) -> None:
+def check_shares(arguments: Mapping[str, Any]) -> None:
+    """Check those arguments that are shares; others are passed over."""
     for name, (from_zero, to_one) in SHARES.items():
         if name not in arguments:
             continue

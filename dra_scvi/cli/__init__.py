@@ -12,6 +12,7 @@ from dra_scvi.cli._evaluate import evaluate
 from dra_scvi.cli._generate import generate
 from dra_scvi.cli._help import HELP_NAMES
 from dra_scvi.cli._info import info
+from dra_scvi.cli._map import map_query
 from dra_scvi.cli._train import train
 
 __all__ = ["exit_code", "main", "program"]
@@ -38,7 +39,7 @@ def program(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
-for _subcommand in (train, embed, generate, evaluate, benchmark, info, demo):
+for _subcommand in (train, embed, map_query, generate, evaluate, benchmark, info, demo):
     program.add_command(_subcommand)
 
 

@@ -1,18 +1,19 @@
-"""The cells that commands work on: read or left in their file, stripped, and written again."""
+"""The cells that commands work on: read or left in their file, named, and written again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
 
     from dra_scvi.cli._session import Common
 
-__all__ = ["bare", "read_or_open", "write_cells"]
+__all__ = ["checked_key", "read_or_open", "write_cells"]
 
 
 def read_or_open(
@@ -28,7 +29,9 @@ def read_or_open(
     return open_stored(path, layer), True
 
 
-def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common) -> None:
+def write_cells(
+    adata: AnnData, path: Path, source: Path | None, common: Common, *, with_obs: bool = False
+) -> None:
     """Write INPUT with what was added to it; of `source`, where its counts are still there."""
     from dra_scvi._inputs.out_of_core import write_copy
     from dra_scvi._outputs.files import write_h5ad
@@ -36,18 +39,17 @@ def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common)
     if source is None:
         write_h5ad(adata, path, common.force)
     else:
-        write_copy(source, adata, path, common.force)
+        write_copy(source, adata, path, common.force, with_obs=with_obs)
     common.say(f"wrote {path}")
 
 
-def bare(adata: AnnData, layer: str | None, columns: Sequence[str]) -> AnnData:
-    """Share the counts and copy some columns, so that training leaves no trace in `adata`."""
-    import anndata
-    import pandas as pd
+def checked_key(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a name that nothing in a file can have."""
+    from dra_scvi._outputs.h5ad_content import check_key
 
-    return anndata.AnnData(
-        X=None if layer else adata.X,
-        obs=adata.obs[list(columns)].copy(),
-        var=pd.DataFrame(index=adata.var_names),
-        layers={layer: adata.layers[layer]} if layer else {},
-    )
+    try:
+        if value is not None:
+            check_key(value, str(param.name))
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    return value

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import bare, read_or_open, write_cells
+from dra_scvi.cli._cells import checked_key, read_or_open, write_cells
 from dra_scvi.cli._paths import to_write
 from dra_scvi.cli._result import Result
 from dra_scvi.cli._saved import SavedModel, read_saved
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def _key(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    from dra_scvi._outputs.h5ad_content import check_key
-
-    try:
-        check_key(value, "key_added")
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-    return value
-
-
 @command("embed")
 @input_argument()
 @click.option(
@@ -47,7 +37,7 @@ def _key(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--key-added",
     default=KEY_ADDED,
     show_default=True,
-    callback=_key,
+    callback=checked_key,
     help="Key of obsm for the embedding.",
 )
 @out_of_core_option()
@@ -69,12 +59,13 @@ def embed(
     """
     common.rehearse({"INPUT": input_path, "--model": model_dir}, *to_write("--output", output))
     saved = read_saved(model_dir)
+    from dra_scvi._data.query import query_for
     from dra_scvi._outputs.h5ad_content import check_writable
 
-    layer = saved.registry["setup_args"]["layer"]
-    adata, is_stored = read_or_open(input_path, layer, out_of_core, common)
+    setup = saved.registry["setup_args"]
+    adata, is_stored = read_or_open(input_path, setup["layer"], out_of_core, common)
     check_writable(adata)
-    query = _query(adata, saved)
+    query = query_for(adata, saved.genes, setup)
     common.say(f"embedding {adata.n_obs} cells")
     adata.obsm[key_added] = _encode(query, model_dir, saved, common)
     write_cells(adata, output, input_path if is_stored else None, common)
@@ -84,30 +75,6 @@ def embed(
         "embedding": {"n_latent": adata.obsm[key_added].shape[1]},
     }
     return Result(figures)
-
-
-def _query(adata: AnnData, saved: SavedModel) -> AnnData:
-    """Take the genes of a model, in its order, and the columns that it reads."""
-    from dra_scvi._data.gene_names import check_genes_present
-    from dra_scvi._data.keys import validate_keys
-    from dra_scvi._data.stored import is_stored
-    from dra_scvi._exceptions import GeneMismatchError
-
-    if not adata.var_names.is_unique:
-        first = adata.var_names[adata.var_names.duplicated()][0]
-        raise ValueError(f"gene names of the input are not unique (first: {str(first)!r}).")
-    check_genes_present(list(adata.var_names), saved.genes)
-    setup = saved.registry["setup_args"]
-    keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
-    validate_keys(adata, setup["layer"], keys)
-    if list(adata.var_names) != saved.genes:
-        if is_stored(adata.X if setup["layer"] is None else adata.layers[setup["layer"]]):
-            raise GeneMismatchError(
-                "counts that stay in their file must have the genes of the model alone, in its "
-                "order; use --in-memory, or write them so."
-            )
-        adata = adata[:, saved.genes].copy()
-    return bare(adata, setup["layer"], list(adata.obs.columns))
 
 
 def _encode(query: AnnData, folder: Path, saved: SavedModel, common: Common) -> NDArray[Any]:

@@ -72,6 +72,8 @@ PHRASES = {
     "`resume=True`": "--resume",
     "resume=True": "--resume",
     "overwrite=True": "--force",
+    "balanced=True": "--balanced",
+    "far_quantile=None": "--any-distance",
     "n_clusters to": "the number of clusters to",
     "use dra_scvi.metrics.clustering instead": "leave out --batch-key",
     "layer=None, that is adata.X": "X, which is read without --layer",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import bare, read_or_open, write_cells
+from dra_scvi.cli._cells import read_or_open, write_cells
 from dra_scvi.cli._config import finite
 from dra_scvi.cli._errors import one_line
 from dra_scvi.cli._paths import FileName, FolderName
@@ -199,6 +199,7 @@ def _check_trainable(adata: AnnData, request: TrainRequest) -> None:
 def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
     """Train on the counts of `adata`, and add what came of it."""
     from dra_scvi import tl
+    from dra_scvi._data.query import bare
     from dra_scvi._data.variable_genes import variable_genes
 
     _announce(adata, request, common)

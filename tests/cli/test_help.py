@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 COMMANDS = sorted(program.commands)
-WITH_OUTPUT = ["train", "embed", "benchmark", "demo"]
+WITH_OUTPUT = ["train", "embed", "map", "benchmark", "demo"]
 
 
 def invoke(*args: str) -> Result:
