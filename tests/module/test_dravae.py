@@ -380,3 +380,11 @@ def test_a_step_on_a_device_waits_for_no_value(
     (output.loss - sum(divergences.values())).backward()
     assert len(divergences) == 2
     assert {grad.device.type for grad in grads(module).values()} == {"meta"}
+
+
+@pytest.mark.parametrize("axes", [False, True])
+def test_after_training_cells_are_decoded_for_axes_alone(axes: bool) -> None:
+    module, decoded = build(dtype=torch.float32, expression_axes=axes, n_neighbors=2), []
+    module.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    assert module.calibrate([minibatch()])
+    assert bool(decoded) is axes
