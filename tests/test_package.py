@@ -127,3 +127,53 @@ def test_importing_sets_nothing_and_says_nothing() -> None:
         [sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=300, check=False
     )
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
+HEAVY = {
+    *("anndata", "lightning", "matplotlib", "numba", "numpy", "pandas", "rich", "scanpy"),
+    *("scib_metrics", "scipy", "scvi", "sklearn", "torch", "umap"),
+}
+QUICKLY = """
+import sys
+try:
+    {code}
+except SystemExit as end:
+    print(end.code, end=" ")
+print(*sorted({heavy} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        pytest.param("import dra_scvi; dra_scvi.__version__; dir(dra_scvi)", "", id="import"),
+        pytest.param("from dra_scvi import InvalidCountsError", "", id="an error"),
+        pytest.param("program(['--help'])", "0", id="--help"),
+        pytest.param("program(['train', '--help'])", "0", id="train --help"),
+        pytest.param("program(['--version'])", "0", id="--version"),
+        pytest.param("program(['train', 'a.h5ad', '-o', 'a.txt'])", "2", id="an ending"),
+        pytest.param("program(['train', '--nope'])", "2", id="an option"),
+        pytest.param("program(['info', 'nowhere'])", "66", id="info of nothing"),
+    ],
+)
+def test_what_needs_no_library_imports_none(code: str, expected: str, tmp_path: Path) -> None:
+    """Libraries take seconds to import: not for a name, help, or a word that was mistyped."""
+    if code.startswith("program"):
+        code = f"from dra_scvi.cli import program; {code}"
+    code = QUICKLY.format(code=code, heavy=HEAVY)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.stdout.splitlines()[-1].split() == expected.split(), result.stderr
+
+
+def test_models_import_nothing_heavy_beside_scvi_tools() -> None:
+    code = (
+        "import sys, scvi.model; before = set(sys.modules); from dra_scvi import DRA, PublishedDRA"
+        "; print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    new = set(result.stdout.split()) - {"dra_scvi"}
+    assert not new & (HEAVY - {"numba", "rich"}), new

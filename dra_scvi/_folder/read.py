@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import pickle
 import shutil
 import tempfile
@@ -32,11 +31,13 @@ from dra_scvi._folder.manifest import (
     stage_name,
 )
 from dra_scvi._folder.pickles import RefusedPickleError
+from dra_scvi._inputs.errors import find_model_folder
 from dra_scvi._inputs.hdf5_links import check_links
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._module.embedding import with_present_names
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping
 
 __all__ = ["checked_copy", "legacy_copy", "read_model", "read_values"]
@@ -98,7 +99,7 @@ def checked_copy(
         When the model would import what no model needs, or asks for more than values.
     """
     prefix = check_prefix(prefix)
-    path = _find(path)
+    path = find_model_folder(path)
     names = [prefix + MODEL, prefix + DATA] if with_data else [prefix + MODEL]
     with _private_folder() as copy:
         _copy_save(path, copy, prefix, names)
@@ -107,15 +108,6 @@ def checked_copy(
             if (copy / (prefix + DATA)).exists():
                 _check_data(copy / (prefix + DATA), path / (prefix + DATA))
         yield copy
-
-
-def _find(path: str | os.PathLike[str]) -> Path:
-    folder = Path(os.path.expanduser(path))
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} does not exist; it should be the folder of a saved model."
-        )
-    return folder
 
 
 @contextlib.contextmanager
@@ -326,7 +318,7 @@ def legacy_copy(path: str | os.PathLike[str], prefix: str | None = None) -> Iter
     UntrustedModelError
         When the model asks for more than values.
     """
-    prefix, path = check_prefix(prefix), _find(path)
+    prefix, path = check_prefix(prefix), find_model_folder(path)
     weights, genes, attributes = (
         prefix + name for name in ("model_params.pt", "var_names.csv", "attr.pkl")
     )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import lzma
+import os
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dra_scvi._exceptions import InputError, first_line, message_of
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["check_model_folder", "explain"]
+__all__ = ["check_model_folder", "explain", "find_model_folder"]
 
 DAMAGE = (OSError, RuntimeError, EOFError, lzma.LZMAError, zlib.error, struct.error)
 # how the errors of the HDF5 library begin, whichever their type
@@ -68,15 +66,17 @@ def explain(path: Path, kind: str, error: BaseException, accepted: str) -> str:
 
 
 def check_model_folder(path: Path) -> None:
-    """Refuse what is there and cannot be the folder of a saved model, by saying what it is.
+    """Refuse what cannot be the folder of a saved model, by saying what it is.
 
     Parameters
     ----------
     path
-        What was named as one; nothing is said of what is not there.
+        What was named as one.
 
     Raises
     ------
+    FileNotFoundError
+        Where nothing is.
     InputError
         For a file, and for a zarr store.
     """
@@ -88,3 +88,25 @@ def check_model_folder(path: Path) -> None:
         raise InputError(f"{path} is an AnnData, and {wanted}.")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, and {wanted}.")
+    find_model_folder(path)
+
+
+def find_model_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a saved model, "~" in its name expanded.
+
+    Parameters
+    ----------
+    path
+        What was named as one.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no folder.
+    """
+    folder = Path(os.path.expanduser(path))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} does not exist; it should be the folder of a saved model."
+        )
+    return folder

@@ -84,7 +84,8 @@ def _project(
                     + c * weight[of_c, h]
                     + d * weight[of_d, h]
                 )
-        out[i] = total
+        for h in range(total.shape[0]):  # as an array it would take seconds to compile
+            out[i, h] = total[h]
     return -1
 
 

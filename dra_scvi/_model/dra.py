@@ -214,6 +214,8 @@ class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
         if has_axes and not is_query:
             self._learn_embedding(adata)
         self._learn_population(adata)
+        if self.trainer.world_size > 1:
+            self.module.population.fit_to_kept()
         share_buffers(self.module, self.trainer)
 
     def _learn_embedding(self, adata: AnnData) -> None:

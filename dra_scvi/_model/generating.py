@@ -47,8 +47,8 @@ class GeneratingMixin:
     ) -> AnnData:
         """Make cells that are like those of the training, and are none of them.
 
-        Code and depth of a cell are drawn together from a mixture of Gaussians that was fitted to
-        those of the training cells at the end of the training
+        Code and depth of a cell are drawn together from a mixture of Gaussians that is fitted to
+        those that the training cells had at the end of the training
         (:class:`~dra_scvi._module.population.Population`), counts from what the decoder makes of
         them. Cells are decoded some at a time: what takes memory are the counts.
 
@@ -129,7 +129,7 @@ class GeneratingMixin:
     # -- what is learned -----------------------------------------------------------------------
 
     def _learn_population(self, adata: AnnData) -> None:
-        """Fit the mixture to codes and depths of the model's cells, drawn from their posterior."""
+        """Draw codes and depths of the model's cells from their posterior, for the mixture."""
         all_batches = self._batch_numbers()
         cells = _some_of_each(all_batches)
         n_draws = min(MOST_DRAWS, max(1, POPULATION_CELLS // len(cells)))
@@ -143,8 +143,8 @@ class GeneratingMixin:
                     drawn = (*self.module.code_and_depth(tensors), batches)
                     parts.append([part.cpu() for part in drawn])
         codes, log_depths, batches = (torch.cat(part) for part in zip(*parts, strict=True))
-        sizes = torch.from_numpy(all_batches)
-        self.module.population.fit(codes, log_depths, batches, sizes)
+        sizes = torch.tensor(all_batches)  # a copy: whose it is may change it
+        self.module.population.keep(codes, log_depths, batches, sizes)
 
     # -- what is refused -----------------------------------------------------------------------
 

@@ -180,10 +180,7 @@ class DRAVAE(Autoencoder):
         self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)
 
     def calibrate(self, minibatches: Iterable[dict[str, Tensor]]) -> bool:
-        """Fit :attr:`embedding` to some cells.
-
-        Expression is ``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, the scale of
-        log-normalised counts, or the mean under a normal likelihood.
+        """Fit :attr:`embedding` to some cells, which are decoded where that has a use.
 
         Parameters
         ----------
@@ -198,15 +195,22 @@ class DRAVAE(Autoencoder):
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(0)
             for tensors in minibatches:
-                inference, generative = self.forward(tensors, compute_loss=False)
-                px = generative[MODULE_KEYS.PX_KEY]
-                is_count = self.gene_likelihood != "normal"
-                expression = torch.log1p(1e4 * px.scale) if is_count else px.mean
+                inference = self.inference(**self._get_inference_input(tensors))
                 z, qz = inference[MODULE_KEYS.Z_KEY], inference[MODULE_KEYS.QZ_KEY]
+                decodes = self.embedding.expression_axes
+                expression = self._expression(tensors, inference) if decodes else z[:, :0]
                 batch = tensors[REGISTRY_KEYS.BATCH_KEY].view(-1)
                 parts.append([part.cpu() for part in (z, expression, qz.loc, batch)])
             whole = [torch.cat(part) for part in zip(*parts, strict=True)]
         return self.embedding.fit(*whole)
+
+    def _expression(self, tensors: dict[str, Tensor], inference: dict[str, Any]) -> Tensor:
+        """``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, or a normal's mean.
+
+        That is the scale of log-normalised counts.
+        """
+        px = self.generative(**self._get_generative_input(tensors, inference))[MODULE_KEYS.PX_KEY]
+        return px.mean if self.gene_likelihood == "normal" else torch.log1p(1e4 * px.scale)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         with_present_names(state_dict, prefix)

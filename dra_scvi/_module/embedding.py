@@ -71,7 +71,7 @@ class Embedding(nn.Module):
         samples
             A code drawn from the posterior of each cell, shape ``(n_cells, n_latent)``.
         expression
-            What the decoder makes of them, shape ``(n_cells, n_genes)``.
+            What the decoder makes of them, shape ``(n_cells, n_genes)``; without axes not used.
         means
             Posterior means, shape ``(n_cells, n_latent)``.
         batches

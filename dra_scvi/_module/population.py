@@ -77,15 +77,36 @@ class Population(nn.Module):
         self.register_buffer("offsets", torch.zeros(n_features, n_batch))
         self.register_buffer("loc", torch.zeros(N_COMPONENTS, n_features))
         self.register_buffer("scale_tril", torch.zeros(N_COMPONENTS, n_features, n_features))
+        self._cells: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, value in self.named_buffers():  # models saved by earlier versions have none
             state_dict.setdefault(prefix + name, value)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._cells = None
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.fit_to_kept()
+        super()._save_to_state_dict(*args)
+
+    def keep(
+        self, codes: Tensor, log_depths: Tensor, batches: Tensor, all_batches: Tensor
+    ) -> None:
+        """Keep cells to :meth:`fit` to once the mixture is asked for, or its state.
+
+        That takes seconds, and most of those who train a model neither generate nor save.
+        """
+        self._cells = codes, log_depths, batches, all_batches
+
+    def fit_to_kept(self) -> None:
+        """Fit to what was kept, if anything was since the last time."""
+        if self._cells is not None:
+            self.fit(*self._cells)
 
     @property
     def sizes(self) -> Tensor:
         """Share of each batch among the cells that this was fitted to, all 0 before."""
+        self.fit_to_kept()
         return self.shares.sum(0).cpu()
 
     def fit(self, codes: Tensor, log_depths: Tensor, batches: Tensor, all_batches: Tensor) -> None:
@@ -108,6 +129,7 @@ class Population(nn.Module):
         z, depth = codes[finite].double().numpy(), log_depths[finite].double().numpy()
         batch = batches[finite].numpy()
         self.shares.zero_()
+        self._cells = None
         if len(z) < LEAST_DRAWS:
             return
         n_batch = self.shares.shape[1]
@@ -145,6 +167,7 @@ class Population(nn.Module):
         batches
             Batch of each cell, ``(n_cells,)``.
         """
+        self.fit_to_kept()
         shares, batches = self.shares.cpu().double(), batches.cpu()
         components = torch.empty_like(batches)
         for batch in batches.unique():

@@ -29,10 +29,10 @@ def info(common: Common, model_dir: Path) -> Result:
 
     Example: dra-scvi info model
     """
-    from dra_scvi._module.priors import effective_prior
-
     common.rehearse({"DIR": model_dir})
     saved = read_saved(model_dir)
+    from dra_scvi._module.priors import effective_prior
+
     setup = saved.registry["setup_args"]
     facts = {
         "class": saved.class_name,

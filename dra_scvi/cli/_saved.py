@@ -20,10 +20,11 @@ class SavedModel(NamedTuple):
 
 def read_saved(folder: Path) -> SavedModel:
     """Read what a folder says of its model."""
-    from dra_scvi._folder.read import checked_copy, read_model
     from dra_scvi._inputs.errors import check_model_folder
 
     check_model_folder(folder)
+    from dra_scvi._folder.read import checked_copy, read_model
+
     file = folder / "model.pt"
     with checked_copy(folder) as copy:
         content = read_model(copy)

@@ -11,6 +11,7 @@ import pytest
 import scvi
 import torch
 from scipy import sparse
+from sklearn.mixture import GaussianMixture
 
 from dra_scvi import DRA, datasets
 from dra_scvi._model import generating
@@ -133,6 +134,29 @@ def test_training_embeds_as_it_would_without_a_population(
         monkeypatch.setattr(DRA, "_learn_population", lambda *_: None)
     np.testing.assert_array_equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+
+
+def test_no_mixture_is_fitted_until_cells_are_made_or_the_model_saved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    fits = []
+    of_sklearn = GaussianMixture.fit
+    monkeypatch.setattr(
+        GaussianMixture, "fit", lambda *given: (fits.append(1), of_sklearn(*given))[1]
+    )
+    adata = cells()
+    model = fit(adata)
+    model.get_latent_representation()
+    assert fits == []
+    adata.obs["batch"] = "another"
+    saved = tmp_path / "model"
+    model.save(str(saved))
+    assert fits == [1]
+    made = model.generate(20)
+    assert fits == [1]
+    loaded = DRA.load(str(saved), adata=False, accelerator="cpu").generate(20)
+    assert (loaded.X != made.X).nnz == 0
+    assert loaded.obs["depth"].equals(made.obs["depth"])
 
 
 @pytest.mark.parametrize(

@@ -359,3 +359,32 @@ def test_a_state_without_compositions_is_loaded() -> None:
     state = {k: v for k, v in module.state_dict().items() if not k.startswith("composition")}
     module.load_state_dict(state)
     assert torch.equal(module.composition.shares, build().composition.shares)
+
+
+@pytest.mark.parametrize("n_batch", [1, N_BATCH])
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+def test_a_step_on_a_device_waits_for_no_value(
+    n_batch: int, likelihood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On "meta", a device without values, asking for one fails, and so does a tensor left behind.
+
+    Only scvi-tools' check of the distribution of codes asks for any.
+    """
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    options = {"n_batch": n_batch, "gene_likelihood": likelihood}
+    module = build(dtype=torch.float32, **options).to("meta")
+    tensors = {name: value.to("meta") for name, value in minibatch().items()}
+    tensors[REGISTRY_KEYS.X_KEY] = tensors[REGISTRY_KEYS.X_KEY].float()
+    inference, generative, output = module(tensors)
+    divergences = module.matching(tensors, inference, generative)
+    (output.loss - sum(divergences.values())).backward()
+    assert len(divergences) == 2
+    assert {grad.device.type for grad in grads(module).values()} == {"meta"}
+
+
+@pytest.mark.parametrize("axes", [False, True])
+def test_after_training_cells_are_decoded_for_axes_alone(axes: bool) -> None:
+    module, decoded = build(dtype=torch.float32, expression_axes=axes, n_neighbors=2), []
+    module.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    assert module.calibrate([minibatch()])
+    assert bool(decoded) is axes

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 import torch
 
 from dra_scvi._module.population import N_COMPONENTS, Population
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def two_types(n_cells: int = 4_000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -133,3 +139,27 @@ def test_a_second_fit_leaves_nothing_of_the_first(fitted: Population) -> None:
 
 def test_states_without_a_population_load() -> None:
     Population(3, 2).load_state_dict({})
+
+
+@pytest.mark.parametrize("ask", [Population.state_dict, copy.deepcopy, lambda p: p.sizes])
+def test_what_is_kept_is_fitted_to_when_it_is_asked_for(
+    ask: Callable[[Population], Any],
+) -> None:
+    codes, depths, batches = two_types(400)
+    eager, late = Population(3, 2), Population(3, 2)
+    eager.fit(codes, depths, batches, batches)
+    late.keep(codes, depths, batches, batches)
+    assert not late.shares.any()
+    asked = ask(late)
+    late = asked if isinstance(asked, Population) else late
+    for name, expected in eager.state_dict().items():
+        assert torch.equal(late.state_dict()[name], expected), name
+
+
+def test_a_loaded_state_replaces_what_is_kept(fitted: Population) -> None:
+    codes, depths, batches = two_types(400)
+    population = Population(3, 2)
+    population.keep(codes, depths, batches, batches)
+    population.load_state_dict(fitted.state_dict())
+    assert torch.equal(population.sizes, fitted.sizes)
+    assert torch.equal(population.loc, fitted.loc)
