@@ -1005,7 +1005,14 @@ def test_demo(tmp_path: Path) -> None:
     assert set(figures) == {"schema_version", "input", "settings", "embeddings"}
     assert figures["settings"] == {"n_latent": 10, "seed": 0, "max_epochs": 2}
     told = result.stderr.splitlines()[-6:]
-    results = ["Scores", "Time", "umap.png", "training.png", "pbmc68k.h5ad", "What follows"]
+    results = [
+        "Scores, as NMI",
+        "Time",
+        "umap.png",
+        "training.png",
+        "pbmc68k.h5ad",
+        "What follows",
+    ]
     assert [line.split(":")[0] for line in told] == results
     assert f"{figures['embeddings']['dra']['kmeans']['nmi']:.3f}" in told[0]
     adata = anndata.read_h5ad(folder / "pbmc68k.h5ad")
