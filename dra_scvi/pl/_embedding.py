@@ -12,7 +12,7 @@ from dra_scvi._data.keys import unknown_key
 from dra_scvi.benchmark._pairs import TITLES
 from dra_scvi.pl._figures import SIDE, check_names, finish, make_axes, resolve_show
 from dra_scvi.pl._scatter import PANEL, Legend, Panel, Style, draw_panel, spread_labels
-from dra_scvi.pl._values import values_of
+from dra_scvi.pl._values import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,10 +124,8 @@ def embedding(
     check_names("color", [] if color is None else color)
     names = [_basis_key(adata, key) for key in ([basis] if isinstance(basis, str) else basis)]
     keys = [color] if isinstance(color, str) or color is None else list(color)
-    shown = [
-        None if key is None else values_of(adata, key, layer, use_raw, gene_symbols)
-        for key in keys
-    ]
+    values_of = Lookup(adata, layer, use_raw, gene_symbols)
+    shown = [None if key is None else values_of(key) for key in keys]
     panels = _panels(adata, names, shown, (vmin, vmax))
     if ax is not None and len(panels) > 1:
         raise ValueError(f"ax takes one embedding in one colour, not {len(panels)} panels")
@@ -142,8 +140,9 @@ def embedding(
         draw_panel(axes, panel, style)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    if ax is None:
+    if head:
         figure.suptitle(head)
+    if ax is None:
         _widen_for_legends(figure, grid)
     if style.legend == "on data":
         figure.draw_without_rendering()

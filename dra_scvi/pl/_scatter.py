@@ -92,7 +92,7 @@ def _scatter(
         show=False,
         **{
             "size": area,
-            "linewidths": EDGE * np.sqrt(area),
+            "linewidths": EDGE * np.sqrt(np.mean(area)),
             "edgecolor": "white",
             "marker": "o",
             "colorbar_loc": None,

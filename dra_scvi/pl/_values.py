@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import issparse
 
 from dra_scvi._argument_kinds import check_distinguishable
 from dra_scvi._data.keys import unknown_key, validate_keys
@@ -45,14 +47,8 @@ class Values(NamedTuple):
     colours: Mapping[str, str] = {}
 
 
-def values_of(
-    adata: AnnData,
-    name: str,
-    layer: str | None = None,
-    use_raw: bool | None = None,
-    gene_symbols: str | None = None,
-) -> Values:
-    """Look a name up among the columns of `obs`, then among the genes.
+class Lookup:
+    """Finds names among the columns of `obs`, then among the genes.
 
     Counts of a gene, which are whole numbers, become ln(1 + counts per 10,000); other values are
     taken as they are.
@@ -61,79 +57,99 @@ def values_of(
     ----------
     adata
         Where to look.
-    name
-        Column or gene.
     layer, use_raw, gene_symbols
         Where values and names of genes are, as in :func:`scanpy.pl.embedding`: in ``adata.raw``
         where there is one, unless a layer is named or `use_raw` is `False`.
-
-    Raises
-    ------
-    KeyError
-        When there is no such column or gene, or no such layer or column of symbols.
-    ValueError
-        When a name stands for several genes, or `use_raw` does not fit.
 
     Examples
     --------
     >>> from anndata import AnnData
     >>> adata = AnnData(np.array([[1.0, 3.0]]), var=pd.DataFrame(index=["a", "b"]))
-    >>> values_of(adata, "b").column.round(2).tolist(), values_of(adata, "b").unit
+    >>> found = Lookup(adata)("b")
+    >>> found.column.round(2).tolist(), found.unit
     ([8.92], 'log-normalised')
     """
-    if name in adata.obs:
-        check_distinguishable(adata.obs[name], f"color={name!r}: adata.obs[{name!r}]")
-        column = adata.obs[name]
-        names = () if is_numeric(column) else map(str, column.astype("category").cat.categories)
-        colours = dict(zip(names, adata.uns.get(f"{name}_colors", ()), strict=False))
-        return Values(name.replace("_", " "), column, colours=colours)
-    validate_keys(adata, layer)
-    source = _source(adata, layer, use_raw)
-    position = _position(adata, source, name, gene_symbols)
-    gene = source.var_names[position]
-    is_raw = source is not adata
-    values = source.obs_vector(gene) if is_raw else adata.obs_vector(gene, layer=layer)
-    values = np.asarray(values, dtype=np.float64).ravel()
-    unit = layer or ""
-    if holds_counts(values[:, None]):
-        totals = _totals(source.X if layer is None else adata.layers[layer])
-        values = np.log1p(TARGET_SUM * values / np.where(totals > 0, totals, 1))
-        unit = LOG_NORMALISED
-    return Values(name, pd.Series(values, index=adata.obs_names, name=name), unit)
 
+    def __init__(
+        self,
+        adata: AnnData,
+        layer: str | None = None,
+        use_raw: bool | None = None,
+        gene_symbols: str | None = None,
+    ) -> None:
+        self.adata = adata
+        self.layer = layer
+        self.use_raw = use_raw
+        self.gene_symbols = gene_symbols
 
-def _source(adata: AnnData, layer: str | None, use_raw: bool | None) -> Any:
-    """Return what holds the genes: the data, or their ``raw``."""
-    if use_raw and layer is not None:
-        raise ValueError(f"use_raw=True and layer={layer!r}: genes can be read from one alone.")
-    if use_raw and adata.raw is None:
-        raise ValueError("use_raw=True, but there is no adata.raw: leave use_raw out.")
-    is_raw = use_raw or (use_raw is None and layer is None and adata.raw is not None)
-    return adata.raw if is_raw else adata
+    def __call__(self, name: str) -> Values:
+        """Look a name up.
 
+        Raises
+        ------
+        KeyError
+            When there is no such column or gene, or no such layer or column of symbols.
+        ValueError
+            When a name stands for several genes, or `use_raw` does not fit.
+        """
+        obs = self.adata.obs
+        if name not in obs:
+            return self._expression(name)
+        check_distinguishable(obs[name], f"color={name!r}: adata.obs[{name!r}]")
+        names = () if is_numeric(obs[name]) else obs[name].astype("category").cat.categories
+        stored = self.adata.uns.get(f"{name}_colors", ())
+        colours = dict(zip(map(str, names), stored, strict=False))
+        return Values(name.replace("_", " "), obs[name], colours=colours)
 
-def _position(adata: AnnData, source: Any, name: str, gene_symbols: str | None) -> int:
-    if gene_symbols is not None and gene_symbols not in source.var:
-        place = "a column of adata.var"
-        raise KeyError(unknown_key("gene_symbols", gene_symbols, place, source.var.columns))
-    genes = source.var_names if gene_symbols is None else source.var[gene_symbols]
-    found = np.flatnonzero(np.asarray(genes) == name)
-    if not len(found):
-        names = [*adata.obs.columns, *genes]
-        raise KeyError(unknown_key("color", name, "a column of adata.obs or a gene", names))
-    if len(found) > 1 or not source.var_names.is_unique:
-        raise ValueError(
-            f"color={name!r} stands for {len(found)} genes, or other names repeat: call "
-            "adata.var_names_make_unique(), or name the gene by what is unique."
-        )
-    return int(found[0])
+    def _expression(self, name: str) -> Values:
+        column = self._source[:, [self._source.var_names[self._position(name)]]]
+        matrix = column.X if self.layer is None else column.layers[self.layer]
+        dense = [part.toarray() if issparse(part) else part for *_, part in blocks(matrix)]
+        values = np.concatenate(dense).ravel().astype(np.float64)
+        is_counted = holds_counts(values[:, None])
+        if is_counted:
+            values = np.log1p(TARGET_SUM * values / self._totals)
+        named = pd.Series(values, index=self.adata.obs_names, name=name)
+        return Values(name, named, LOG_NORMALISED if is_counted else self.layer or "")
 
+    @cached_property
+    def _source(self) -> Any:
+        """What holds the genes: the data, or their ``raw``."""
+        raw, layer = self.adata.raw, self.layer
+        validate_keys(self.adata, layer)
+        if self.use_raw and layer is not None:
+            raise ValueError(
+                f"use_raw=True and layer={layer!r}: genes can be read from one alone."
+            )
+        if self.use_raw and raw is None:
+            raise ValueError("use_raw=True, but there is no adata.raw: leave use_raw out.")
+        is_raw = self.use_raw or (self.use_raw is None and layer is None and raw is not None)
+        return raw if is_raw else self.adata
 
-def _totals(matrix: Any) -> NDArray[np.float64]:
-    totals = np.zeros(matrix.shape[0])
-    for row, _, block in blocks(matrix):
-        totals[row : row + block.shape[0]] += np.asarray(block.sum(axis=1)).ravel()
-    return totals
+    def _position(self, name: str) -> int:
+        var, key = self._source.var, self.gene_symbols
+        if key is not None and key not in var:
+            raise KeyError(unknown_key("gene_symbols", key, "a column of adata.var", var.columns))
+        genes = var.index if key is None else var[key]
+        found = np.flatnonzero(np.asarray(genes) == name)
+        if not len(found):
+            names = [*self.adata.obs.columns, *genes]
+            raise KeyError(unknown_key("color", name, "a column of adata.obs or a gene", names))
+        if len(found) > 1 or not var.index.is_unique:
+            raise ValueError(
+                f"color={name!r} stands for {len(found)} genes, or other names repeat: call "
+                "adata.var_names_make_unique(), or name the gene by what is unique."
+            )
+        return int(found[0])
+
+    @cached_property
+    def _totals(self) -> NDArray[np.float64]:
+        """Counts of each cell, 1 where it has none."""
+        matrix = self._source.X if self.layer is None else self.adata.layers[self.layer]
+        totals = np.zeros(matrix.shape[0])
+        for row, _, block in blocks(matrix):
+            totals[row : row + block.shape[0]] += np.asarray(block.sum(axis=1)).ravel()
+        return np.where(totals > 0, totals, 1)
 
 
 def is_numeric(column: pd.Series) -> bool:

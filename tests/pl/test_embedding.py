@@ -325,18 +325,6 @@ def test_embedding_unknown_names(adata: AnnData) -> None:
     assert "did you mean 'kind'?" in caught.value.args[0]
 
 
-@pytest.mark.parametrize(
-    ("basis", "maker"),
-    [("umap", "sc.tl.umap(adata) makes it, after sc.pp.neighbors"), ("X_pca", "sc.pp.pca(adata)")],
-)
-def test_embedding_that_is_yet_to_be_made(adata: AnnData, basis: str, maker: str) -> None:
-    del adata.obsm["X_umap"]
-    with pytest.raises(KeyError) as caught:
-        pl.embedding(adata, basis, show=False)
-    assert f"basis={basis!r} is not a key of adata.obsm" in caught.value.args[0]
-    assert maker in caught.value.args[0]
-
-
 def test_embedding_one_dimension(adata: AnnData) -> None:
     adata.obsm["X_line"] = np.ones((6, 1))
     with pytest.raises(ValueError, match=r"X_line.*\(6, 1\).*2 dimensions"):
