@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dra_scvi.pl._values import Values
 
 NCOLS = 4
+DRAWN = ("UMAP", "t-SNE")
 WORDS = {"umap": "UMAP", "tsne": "t-SNE", **TITLES}
 MAKERS = {"umap": "sc.tl.umap(adata)", "tsne": "sc.tl.tsne(adata)", "pca": "sc.pp.pca(adata)"}
 
@@ -186,10 +187,11 @@ def _in_words(name: str) -> str:
     Examples
     --------
     >>> _in_words("X_umap_scvi"), _in_words("X_mine")
-    ('UMAP scVI', 'mine')
+    ('UMAP of scVI', 'mine')
     """
-    parts = name.removeprefix("X_").split("_")
-    return " ".join(WORDS.get(part.lower(), part) for part in parts)
+    first, *rest = (WORDS.get(part.lower(), part) for part in name.removeprefix("X_").split("_"))
+    joint = " of " if rest and first in DRAWN else " "
+    return joint.join([first, " ".join(rest)] if rest else [first])
 
 
 def _panels(
@@ -199,7 +201,7 @@ def _panels(
     panels = []
     for (i, values), name in product(enumerate(shown), names):
         words = _in_words(name)
-        method = words.split()[0]
+        method = words.split(" ")[0]
         several = len(names) > 1
         title = values.title if values is not None and not several else words * (i == 0)
         own = tuple(limit[i] if isinstance(limit, list) else limit for limit in limits)

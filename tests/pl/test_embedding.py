@@ -249,6 +249,15 @@ def test_embedding_titles(adata: AnnData) -> None:
         pl.embedding(adata, ["umap", "dra"], titles=["scVI"], show=False)
 
 
+@pytest.mark.parametrize(
+    ("basis", "title"),
+    [("X_umap_scvi", "UMAP of scVI"), ("X_pca", "PCA"), ("X_mine_2", "mine 2"), ("X_", "")],
+)
+def test_embedding_titled_in_words(adata: AnnData, basis: str, title: str) -> None:
+    adata.obsm[basis] = adata.obsm["X_umap"]
+    assert pl.embedding(adata, basis, show=False).get_title() == title
+
+
 def test_embedding_titles_of_several_colours(adata: AnnData) -> None:
     adata.obs["cell_type"] = adata.obs["kind"]
     both = ["cell_type", "depth"]
