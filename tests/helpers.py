@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
     from click.testing import Result
+    from matplotlib.axes import Axes
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 SMALL = {"n_hidden": 16, "n_latent": 4, "n_hidden_discriminator": [16]}
@@ -71,6 +72,10 @@ def embed(adata: AnnData, seed: int = 0, **changes: Any) -> np.ndarray:
 def invoke(*args: object) -> Result:
     """Run a command in this process."""
     return CliRunner().invoke(program, [str(arg) for arg in args])
+
+
+def legend_texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def assert_trained(model: DRA) -> None:

@@ -119,6 +119,7 @@ def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_model, "default_max_epochs", lambda *_: 2)
     cells = datasets.synthetic(n_cells=120, n_genes=60, n_types=3, n_batches=2)
+    cells.var_names = ["CD3E", *cells.var_names[1:]]
     cells.layers["counts"] = cells.X.copy()
     cells.obs["donor"] = cells.obs["batch"]
     for name in ("cells.h5ad", "more.h5ad"):

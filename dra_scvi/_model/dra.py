@@ -22,6 +22,7 @@ from dra_scvi._model.base import BaseDRA
 from dra_scvi._model.generating import GeneratingMixin
 from dra_scvi._model.getters import INFERENCE_BATCH_SIZE
 from dra_scvi._model.hand_over import as_scvi
+from dra_scvi._model.loadings import LoadingsMixin
 from dra_scvi._module.dispersion import fit_dispersions, has_dispersions_to_fit
 from dra_scvi._module.dravae import DRAVAE, hidden_widths
 from dra_scvi._module.neighborhood import evenly_spaced
@@ -48,9 +49,13 @@ DISPERSION_CELLS, DISPERSION_STEPS = 10_000, 60
 
 
 @with_own_threads(
-    "differential_abundance", "generate", "get_importance_weights", "get_latent_representation"
+    "differential_abundance",
+    "generate",
+    "get_importance_weights",
+    "get_latent_representation",
+    "get_loadings",
 )
-class DRA(GeneratingMixin, BaseDRA):  # type: ignore[misc]
+class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
     """Embed single cells with an adversarial variational autoencoder with dual matching (DR-A).
 
     A drop-in for :class:`~scvi.model.SCVI`: registration, training, every getter, differential

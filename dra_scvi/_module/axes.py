@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -97,6 +99,35 @@ def tempered(axes: Tensor, means: Tensor, groups: Tensor) -> Tensor:
     share = lengths / lengths.max()
     tiny = torch.finfo(axes.dtype).eps
     return axes * torch.where(share > tiny, share, 1.0).rsqrt().to(axes)
+
+
+def changes_along(decode: Callable[[Tensor], Tensor], codes: Tensor, steps: Tensor) -> Tensor:
+    r"""Mean change of what codes stand for, over a step that has a code in its middle.
+
+    .. math:: \frac{1}{n} \sum_i f(z_i + s_j / 2) - f(z_i - s_j / 2)
+
+    Parameters
+    ----------
+    decode
+        From codes, shape ``(n_cells, n_latent)``, to expression, shape ``(n_cells, n_genes)``.
+    codes
+        Codes, shape ``(n_cells, n_latent)``.
+    steps
+        Steps, shape ``(n_steps, n_latent)``.
+
+    Returns
+    -------
+    Shape ``(n_steps, n_genes)``.
+
+    Examples
+    --------
+    >>> response = torch.tensor([[3.0, 0.0], [0.0, -1.0]])
+    >>> changes = changes_along(lambda codes: codes @ response, torch.randn(9, 2), torch.eye(2))
+    >>> torch.allclose(changes, response, atol=1e-5)
+    True
+    """
+    changes = [(decode(codes + step / 2) - decode(codes - step / 2)).mean(0) for step in steps]
+    return torch.stack(changes)
 
 
 def _within(rows: Tensor, groups: Tensor) -> Tensor:

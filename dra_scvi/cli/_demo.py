@@ -39,6 +39,7 @@ def demo(common: Common, output: Path) -> Result:
     common.say("embedding 700 cells with PCA, scVI and DR-A")
     with atomic_folder(output, common.force) as temporary:
         figures = job.run(temporary, common.seed, common.accelerator, common.shows_bar)
+    conclusions = figures.pop("conclusions")
     common.say(f"wrote {output}")
     rows = [
         {
@@ -50,4 +51,10 @@ def demo(common: Common, output: Path) -> Result:
         }
         for name, scores in figures["embeddings"].items()
     ]
-    return Result(figures, "Agreement of clusters with cell types", rows)
+
+    def conclude() -> None:
+        for sentence in conclusions:
+            common.say(sentence)
+
+    title = "Agreement of clusters with cell types"
+    return Result(figures, title, rows, at_end=conclude)

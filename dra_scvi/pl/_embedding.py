@@ -1,24 +1,18 @@
-"""Embeddings side by side, coloured by columns of `obs`."""
+"""Embeddings, coloured by columns of `obs` and by genes: scanpy's scatter plots, laid out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import pandas as pd
 
 from dra_scvi._argument_kinds import check_adata
-from dra_scvi._data.keys import unknown_key, validate_keys
-from dra_scvi.pl._figures import (
-    COLOURS,
-    GUIDE_COLOUR,
-    POINTS_PER_INCH,
-    SIDE,
-    check_names,
-    finish,
-    make_axes,
-    resolve_show,
-)
+from dra_scvi._data.keys import unknown_key
+from dra_scvi.benchmark._pairs import TITLES
+from dra_scvi.pl._figures import SIDE, check_names, finish, make_axes, resolve_show
+from dra_scvi.pl._scatter import PANEL, Legend, Panel, Style, draw_panel, spread_labels
+from dra_scvi.pl._values import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,22 +21,14 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
+    from dra_scvi.pl._values import Values
 
-# For more categories: with Tol's wine, olive and indigo, and five that are far from all of them in
-# normal sight and in each kind of colour blindness, as simulated by Machado et al. (2009).
-MORE_COLOURS = (
-    (*COLOURS, "#882255", "#999933", "#332288")
-    + ("#9911FF", "#553300", "#9977FF", "#AACC88", "#886633")
-)  # fmt: skip
-MISSING_COLOUR = "#D3D3D3"
-EMBEDDING_PANEL = (3.4, 3.2)
-COVERED = 1 / 8  # share of a panel that the dots would cover if none overlapped
-DOT_AREAS = (0.5, 20.0)  # least and greatest, in square points
-EDGE = 0.08  # width of a dot's edge, in roots of its area
-CATEGORY_ALPHA = 0.8
-LEGEND_ROWS = 16
+NCOLS = 4
+DRAWN = ("UMAP", "t-SNE")
+WORDS = {"umap": "UMAP", "tsne": "t-SNE", **TITLES}
+MAKERS = {"umap": "sc.tl.umap(adata)", "tsne": "sc.tl.tsne(adata)", "pca": "sc.pp.pca(adata)"}
 
 
 def embedding(
@@ -52,28 +38,66 @@ def embedding(
     titles: Sequence[str] | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-    legend: Literal["right", "numbered"] = "right",
+    legend: Legend | None = "right",
+    *,
+    layer: str | None = None,
+    use_raw: bool | None = None,
+    gene_symbols: str | None = None,
+    ncols: int | None = None,
+    size: ArrayLike | None = None,
+    ax: Axes | None = None,
+    cmap: Any = "viridis",
+    palette: Any = None,
+    vmin: Any = None,
+    vmax: Any = "p99",
+    **kwargs: Any,
 ) -> Axes | Figure | None:
-    """Scatter cells in the first two dimensions of embeddings, side by side.
+    """Scatter cells in the first two dimensions of embeddings, coloured by columns and genes.
+
+    Panels are drawn by :func:`scanpy.pl.embedding`. Those of one embedding fill a grid, several
+    embeddings stand side by side, with a row for each colour.
 
     Parameters
     ----------
     adata
         Has the embeddings in ``adata.obsm``. It is not changed.
     basis
-        One or more keys of ``adata.obsm``, a column of panels each; ``"umap"`` finds ``"X_umap"``.
+        One or more keys of ``adata.obsm``; ``"umap"`` finds ``"X_umap"``.
     color
-        One or more columns of ``adata.obs``, categorical or numeric, a row of panels each. The
-        colours of categories are those in ``adata.uns[f"{color}_colors"]`` where there are any.
+        One or more columns of ``adata.obs``, categorical or numeric, or genes. Counts of a gene
+        become ln(1 + counts per 10,000 of the cell). Colours of categories are those in
+        ``adata.uns[f"{color}_colors"]`` where there are any.
     titles
-        One for each basis, in place of its name.
+        In place of the names above the panels: of the embeddings or, where there is one embedding
+        and several colours, of these.
     show
-        Show the figure. By default as ``scanpy.settings.autoshow`` says, unless `save` is given.
+        Show the figure. By default as ``scanpy.settings.autoshow`` says, unless `ax` or `save`
+        is given.
     save
         Write the figure to this file.
     legend
-        ``"numbered"`` puts a number before each name in the legend, and amid the cells of the
-        category, so that they are told apart without colours.
+        Where categories are named: ``"right"`` of the panel, ``"on data"`` amid their cells,
+        ``"numbered"`` both, with a number amid the cells, so that they are told apart without
+        colours, or ``"none"``.
+    layer, use_raw, gene_symbols
+        Where values and names of genes are, as in scanpy: in ``adata.raw`` where there is one,
+        unless a layer is named or `use_raw` is `False`.
+    ncols
+        Panels in a row.
+    size
+        Area of a dot in square points; by default the smaller the more cells.
+    ax
+        Draw on these axes, which takes one embedding and one colour.
+    cmap
+        Colour map of numbers.
+    palette
+        Colours of categories, as in scanpy: a list, a dictionary, or the name of a colour map.
+    vmin, vmax
+        Ends of the scale of numbers: a value, a percentile such as ``"p99"``, or a list with one
+        for each colour. A percentile that nearly all cells share, as that of a rare gene, gives
+        way to the extreme.
+    **kwargs
+        Further arguments of :func:`scanpy.pl.embedding`, such as `groups` or `frameon`.
 
     Returns
     -------
@@ -84,9 +108,9 @@ def embedding(
     TypeError
         When an argument is of another kind.
     KeyError
-        When an embedding or a column does not exist.
+        When an embedding, a column or a gene does not exist.
     ValueError
-        When an embedding has fewer than two dimensions, or the titles do not fit.
+        When an embedding has fewer than two dimensions, or titles or axes do not fit.
 
     Examples
     --------
@@ -94,203 +118,120 @@ def embedding(
     >>> from anndata import AnnData
     >>> adata = AnnData(np.ones((3, 1)), obsm={"X_dra": np.eye(3)})
     >>> embedding(adata, "X_dra", show=False).get_title()
-    'dra'
+    'DRA'
     """
     check_adata(adata, ("obs", "obsm"))
     check_names("basis", basis)
-    if color is not None:
-        check_names("color", color)
-    if isinstance(titles, str):
-        titles = [titles]
+    check_names("color", [] if color is None else color)
     names = [_basis_key(adata, key) for key in ([basis] if isinstance(basis, str) else basis)]
-    colors = [color] if isinstance(color, str) or color is None else list(color)
-    validate_keys(adata, obs_keys={"color": [key for key in colors if key is not None]})
-    labels = [name.removeprefix("X_") for name in names] if titles is None else list(titles)
-    if not names or len(labels) != len(names):
-        raise ValueError(f"{len(labels)} titles do not fit {len(names)} embeddings")
-    points = [_points(adata, name) for name in names]
-    show = resolve_show(show, None, save)
-    figure, grid = make_axes(len(colors), len(names), EMBEDDING_PANEL, None, show)
-    for key, row in zip(colors, grid, strict=True):
-        _draw_row(adata, key, points, row, legend)
-    for label, axes in zip(labels, grid[0], strict=True):
-        axes.set_title(label)
-    for name, axes in zip(names, grid[-1], strict=True):
-        axes.set_xlabel(f"{_axis_name(name)} 1 and 2", fontsize="small", color=GUIDE_COLOUR)
-    _widen_for_legends(figure, grid)
+    keys = [color] if isinstance(color, str) or color is None else list(color)
+    values_of = Lookup(adata, layer, use_raw, gene_symbols)
+    shown = [None if key is None else values_of(key) for key in keys]
+    panels = _panels(adata, names, shown, (vmin, vmax))
+    if ax is not None and len(panels) > 1:
+        raise ValueError(f"ax takes one embedding in one colour, not {len(panels)} panels")
+    style = Style(_known(legend), size, cmap, palette, kwargs)
+    panels, head = _with_titles(
+        panels, [titles] if isinstance(titles, str) else titles, len(names)
+    )
+    show = resolve_show(show, ax, save)
+    width = min(ncols or (len(names) if len(names) > 1 else NCOLS), len(panels))
+    figure, grid = make_axes(-(-len(panels) // width), width, PANEL, ax, show)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        draw_panel(axes, panel, style)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    if head:
+        figure.suptitle(head)
+    if ax is None:
+        _widen_for_legends(figure, grid)
+    if style.legend == "on data":
+        figure.draw_without_rendering()
+        for axes in grid.flat[: len(panels)]:
+            spread_labels(axes)
     return finish(figure, grid, show, save)
+
+
+def _known(legend: str | None) -> Legend:
+    name = "none" if legend is None else legend
+    if name not in get_args(Legend):
+        raise ValueError(f"legend={legend!r}: one of {', '.join(map(repr, get_args(Legend)))}")
+    return name  # type: ignore[return-value]
 
 
 def _basis_key(adata: AnnData, key: str) -> str:
     for name in (key, f"X_{key}"):
         if name in adata.obsm:
             return name
-    raise KeyError(unknown_key("basis", key, "a key of adata.obsm", adata.obsm.keys()))
-
-
-def _axis_name(name: str) -> str:
-    """Name the axes of an embedding after the method that its key tells of."""
-    methods = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PC"}
-    found = [title for key, title in methods.items() if key in name.lower()]
-    return found[0] if found else name.removeprefix("X_")
+    message = unknown_key("basis", key, "a key of adata.obsm", adata.obsm.keys())
+    maker = MAKERS.get(key.removeprefix("X_").lower())
+    if maker is not None:
+        message += f" {maker} makes it"
+        message += ", after sc.pp.neighbors(adata, use_rep='X_dra')." * ("umap" in maker)
+    raise KeyError(message)
 
 
 def _points(adata: AnnData, name: str) -> NDArray[np.floating[Any]]:
-    """Return the first two dimensions of an embedding, (cell, 2)."""
+    """Return an embedding of two or more dimensions, (cell, dimension)."""
     values = np.asarray(adata.obsm[name])
     if values.ndim != 2 or values.shape[1] < 2:
         raise ValueError(
             f"adata.obsm[{name!r}] has shape {values.shape}; at least 2 dimensions are drawn"
         )
-    return values[:, :2]
+    return values
 
 
-def _draw_row(
-    adata: AnnData,
-    key: str | None,
-    points: Sequence[NDArray[Any]],
-    row: NDArray[Any],
-    legend: Literal["right", "numbered"],
-) -> None:
-    """Draw every embedding in the colours of one column, and one legend at the right."""
-    if key is None:
-        for axes, xy in zip(row, points, strict=True):
-            _scatter(axes, xy, c=COLOURS[0])
-    elif _is_numeric(adata.obs[key]):
-        _draw_numeric(adata.obs[key], key, points, row)
-    else:
-        _draw_categories(adata, key, points, row, legend)
+def _in_words(name: str) -> str:
+    """Name an embedding as a reader would.
+
+    Examples
+    --------
+    >>> _in_words("X_umap_scvi"), _in_words("X_mine")
+    ('UMAP of scVI', 'mine')
+    """
+    first, *rest = (WORDS.get(part.lower(), part) for part in name.removeprefix("X_").split("_"))
+    joint = " of " if rest and first in DRAWN else " "
+    return joint.join([first, " ".join(rest)] if rest else [first])
 
 
-def _is_numeric(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+def _panels(
+    adata: AnnData, names: Sequence[str], shown: Sequence[Values | None], limits: tuple[Any, Any]
+) -> list[Panel]:
+    """Every colour of every embedding; the last embedding of a colour has its legend."""
+    panels = []
+    for (i, values), name in product(enumerate(shown), names):
+        words = _in_words(name)
+        method = words.split(" ")[0]
+        several = len(names) > 1
+        title = values.title if values is not None and not several else words * (i == 0)
+        own = tuple(limit[i] if isinstance(limit, list) else limit for limit in limits)
+        axis = f"{'PC' if method == 'PCA' else method} "
+        points = _points(adata, name)
+        panels.append(Panel(title, axis, points, values, own, name == names[-1], several))
+    return panels
 
 
-def _draw_numeric(
-    column: pd.Series, key: str, points: Sequence[NDArray[Any]], row: NDArray[Any]
-) -> None:
-    """Draw high values on top of low ones, missing ones beneath."""
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    values = column.to_numpy(dtype=float, na_value=np.nan)
-    known = values[np.isfinite(values)]
-    limits = (known.min(), known.max()) if known.size else (0.0, 1.0)
-    colormap = colormaps["viridis"].with_extremes(bad=MISSING_COLOUR)
-    mappable = ScalarMappable(Normalize(*limits), colormap)
-    order = np.argsort(np.where(np.isfinite(values), values, -np.inf), kind="stable")
-    colours = mappable.to_rgba(np.ma.masked_invalid(values[order]))
-    for axes, xy in zip(row, points, strict=True):
-        _scatter(axes, xy[order], c=colours)
-    scale = row[-1].inset_axes((1.04, 0.1, 0.04, 0.8))
-    row[-1].figure.colorbar(mappable, cax=scale, label=key)
-
-
-def _draw_categories(
-    adata: AnnData,
-    key: str,
-    points: Sequence[NDArray[Any]],
-    row: NDArray[Any],
-    legend: Literal["right", "numbered"],
-) -> None:
-    """Draw cells in their order, those without a category beneath."""
-    from matplotlib.colors import to_rgba_array
-
-    column = adata.obs[key].astype("category").cat.remove_unused_categories()
-    names = [str(name) for name in column.cat.categories]
-    palette = _palette(adata, key, column)
-    codes = column.cat.codes.to_numpy()
-    if legend == "numbered":
-        for axes, xy in zip(row, points, strict=True):
-            _number(axes, xy, codes)
-        names = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
-    if (codes < 0).any():
-        names, palette = [*names, "missing"], [*palette, MISSING_COLOUR]
-    order = np.argsort(codes >= 0, kind="stable")
-    colours = to_rgba_array(palette)[codes[order]]
-    for axes, xy in zip(row, points, strict=True):
-        _scatter(axes, xy[order], c=colours, alpha=CATEGORY_ALPHA)
-    _add_legend(row[-1], key, names, palette)
-
-
-def _add_legend(axes: Axes, key: str, names: Sequence[str], palette: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=name)
-        for name, colour in zip(names, palette, strict=True)
-    ]
-    axes.legend(
-        handles=handles,
-        title=key,
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
-        ncols=-(-len(handles) // LEGEND_ROWS),
-        frameon=False,
-        fontsize="small",
-        handletextpad=0.2,
-        alignment="left",
-    )
-
-
-def _number(axes: Axes, xy: NDArray[Any], codes: NDArray[np.integer]) -> None:
-    """Write the number of each category on the cell that is nearest to the middle of its cells."""
-    from matplotlib.patheffects import withStroke
-
-    for code in range(codes.max() + 1):
-        cells = xy[codes == code]
-        middle = np.median(cells, axis=0)
-        x, y = cells[np.argmin(np.square(cells - middle).sum(1))]
-        text = axes.text(x, y, str(code + 1), ha="center", va="center", fontweight="bold")
-        text.set(zorder=3, path_effects=[withStroke(linewidth=3, foreground="white")])
+def _with_titles(
+    panels: Sequence[Panel], titles: Sequence[str] | None, n_embeddings: int
+) -> tuple[list[Panel], str]:
+    """Put other titles above the first panels, or above one embedding in several colours."""
+    if titles is None:
+        return list(panels), ""
+    wanted = n_embeddings if n_embeddings > 1 else len(panels)
+    if n_embeddings == 1 and len(titles) == 1 < len(panels):
+        return list(panels), titles[0]
+    if len(titles) != wanted or not panels:
+        raise ValueError(f"{len(titles)} titles do not fit {wanted} embeddings")
+    renamed = [panel._replace(title=title) for panel, title in zip(panels, titles, strict=False)]
+    return [*renamed, *panels[len(titles) :]], ""
 
 
 def _widen_for_legends(figure: Figure, grid: NDArray[Any]) -> None:
-    """Give long names room of their own, so that panels keep their size."""
-    legends = [axes.get_legend() for axes in grid[:, -1]]
-    widths = [legend.get_window_extent().width / figure.dpi for legend in legends if legend]
-    panels = EMBEDDING_PANEL[0] * grid.shape[1]
-    figure.set_figwidth(panels + max([*widths, SIDE]))
-
-
-def _palette(adata: AnnData, key: str, column: pd.Series) -> list[str]:
-    """Take the colours stored with the data, or as many as the categories need."""
-    stored = adata.uns.get(f"{key}_colors", ())
-    by_name = dict(zip(adata.obs[key].astype("category").cat.categories, stored, strict=False))
-    if all(name in by_name for name in column.cat.categories):
-        return [str(by_name[name]) for name in column.cat.categories]
-    return _distinct_colours(len(column.cat.categories))
-
-
-def _distinct_colours(number: int) -> list[str]:
-    from scanpy.plotting import palettes
-
-    scanpys = (palettes.default_20, palettes.default_28, palettes.default_102)
-    for colours in (COLOURS, MORE_COLOURS, *scanpys):
-        if number <= len(colours):
-            return list(colours[:number])
-    return [palettes.default_102[i % 102] for i in range(number)]
-
-
-def _scatter(axes: Axes, xy: NDArray[Any], **colour: Any) -> None:
-    """Draw dots that shrink with their number; large plots stay small files."""
-    area = _dot_area(len(xy))
-    axes.scatter(
-        xy[:, 0],
-        xy[:, 1],
-        s=area,
-        linewidths=EDGE * np.sqrt(area),
-        edgecolors="white",
-        rasterized=True,
-        **colour,
-    )
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set(linewidth=0.6, color=GUIDE_COLOUR)
-
-
-def _dot_area(n_cells: int) -> float:
-    """Share out a part of the panel among the cells, in square points."""
-    width, height = EMBEDDING_PANEL
-    part = COVERED * width * height * POINTS_PER_INCH**2
-    return float(np.clip(part / max(n_cells, 1), *DOT_AREAS))
+    """Give legends room of their own, so that panels keep their size."""
+    width = PANEL[0] * grid.shape[1]
+    for column in grid.T:
+        legends = [axes.get_legend() for axes in column]
+        beside = [legend.get_window_extent().width / figure.dpi for legend in legends if legend]
+        beside += [SIDE for axes in column if axes.child_axes]
+        width += max(beside, default=0)
+    figure.set_figwidth(max(width, PANEL[0] * grid.shape[1] + SIDE))

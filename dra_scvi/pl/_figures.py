@@ -21,14 +21,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DOTS_PER_INCH = 150
 POINTS_PER_INCH = 72
 SIDE = 1.0  # inches at the right, at least
-NAMES = {
-    "elbo": "negative ELBO",
-    "reconstruction_loss": "reconstruction",
-    "latent_divergence": "codes and prior",
-    "data_divergence": "means and data",
-    "kl_local": "KL of codes",
-    "kl_weight": "weight of KL",
-}
 GUIDE_COLOUR = "#595959"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._data.keys import unknown_key
-from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, NAMES, finish, make_axes, resolve_show
+from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, finish, make_axes, resolve_show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,31 +19,45 @@ if TYPE_CHECKING:
 
 
 CURVES_PANEL = (4.2, 3.2)  # width and height in inches
-GUIDE_HEIGHT = 0.5  # inches below a panel
-SUFFIXES = {"_train": "", "_validation": ", held out"}
+GUIDE_LINE = 0.18  # inches for each line below a panel
+SUFFIXES = {"_train": "", "_validation": ", held-out cells"}
 START = 0.03  # share of the epochs whose heights do not set the scale
 
+# What a term says, and its own name.
+NAMES = {
+    "elbo": "all errors (negative ELBO)",
+    "reconstruction_loss": "error of the counts (reconstruction)",
+    "latent_divergence": "embedding against prior (codes)",
+    "data_divergence": "decoded against real cells (data)",
+    "kl_local": "information in the embedding (KL)",
+    "kl_weight": "weight of the information (KL)",
+}
 # Title, y label, how the keys of a panel begin, and what a training that went well looks like.
 PANELS = (
     (
-        "Loss",
+        "How well counts are explained (loss)",
         "nats per cell",
         ("elbo", "reconstruction_loss"),
-        "Falls, then levels off.\nHeld out: close to training, not rising.",
+        "Lower is better: falls, then levels off.",
     ),
     (
-        "Divergence",
+        "What discriminators tell apart (divergence)",
         "nats",
         ("latent_divergence", "data_divergence"),
-        "Codes: stays near 0. Means and data:\nrises to at most 2, as means have no noise.",
+        "A rise is no failure: discriminators get better at telling\n"
+        "decoded cells, which have no noise, from real ones (2 at\n"
+        "most). The embedding should stay near 0.",
     ),
     (
-        "Kullback-Leibler",
+        "What the embedding holds (Kullback-Leibler)",
         "nats per cell",
         ("kl_local",),
-        "Rises, may drop where the prior starts,\nthen steady. At 0, codes hold nothing.",
+        "Rises as the embedding takes up what sets cells apart, may\n"
+        "drop where the prior starts, then steady. At 0 it holds nothing.",
     ),
 )
+HELD_OUT = "Dashed: close to training. If it rises, train for fewer epochs."
+NOT_HELD_OUT = "For cells that are held out: train(check_val_every_n_epoch=1)."
 
 
 class _Panel(NamedTuple):
@@ -63,8 +77,9 @@ def training(
 ) -> Axes | Figure | None:
     """Plot how the terms of the objective went over the epochs.
 
-    A colour for each term, dashes for the held-out cells. The first epochs, far above the rest,
-    do not set the scale.
+    A colour for each term, dashes for held-out cells, which a training with
+    ``check_val_every_n_epoch=1`` or ``early_stopping=True`` records. The first epochs, far above
+    the rest, do not set the scale.
 
     Parameters
     ----------
@@ -80,7 +95,7 @@ def training(
     save
         Write the figure to this file.
     guide
-        Write below each panel what a training that went well looks like.
+        Write below each panel what a training that went well looks like, and why a curve rises.
 
     Returns
     -------
@@ -98,7 +113,7 @@ def training(
     >>> import pandas as pd
     >>> history = {"elbo_train": pd.DataFrame({"elbo_train": [9.0, 7.0, 6.5]})}
     >>> training(history, show=False).get_title()
-    'Loss'
+    'How well counts are explained (loss)'
     """
     history = _history(model_or_history)
     panels = _panels(history, [keys] if isinstance(keys, str) else keys)
@@ -106,7 +121,8 @@ def training(
         panels = [_merge(panels)]
     show = resolve_show(show, ax, save)
     width, height = CURVES_PANEL
-    height += GUIDE_HEIGHT * any(panel.guide for panel in panels) * guide
+    lines = [len(panel.guide.splitlines()) for panel in panels]
+    height += GUIDE_LINE * max(lines) * guide
     figure, grid = make_axes(1, len(panels), (width, height), ax, show)
     for panel, axes in zip(panels, grid[0], strict=True):
         _draw_curves(axes, history, panel)
@@ -145,11 +161,18 @@ def _panels(history: Mapping[str, pd.Series], keys: Sequence[str] | None) -> lis
             _Panel(title, ylabel, _terms_first(history, prefixes), guide)
             for title, ylabel, prefixes, guide in PANELS
         ]
+        panels[0] = _with_held_out(panels[0])
     panels = [panel for panel in panels if panel.keys]
     if not panels:
         names = ", ".join(history)
         raise ValueError(f"nothing to draw; pass keys=..., the history has: {names}")
     return panels
+
+
+def _with_held_out(panel: _Panel) -> _Panel:
+    """Say how to read held-out cells, or how to come by them."""
+    is_drawn = any(key.endswith("_validation") for key in panel.keys)
+    return panel._replace(guide=f"{panel.guide}\n{HELD_OUT if is_drawn else NOT_HELD_OUT}")
 
 
 def _merge(panels: Sequence[_Panel]) -> _Panel:

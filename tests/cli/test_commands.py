@@ -1002,7 +1002,19 @@ def test_demo(tmp_path: Path) -> None:
     files = {"pbmc68k.h5ad", "umap.png", "training.png", "metrics.json", "notes.txt"}
     assert {path.name for path in folder.iterdir()} == files
     figures = json.loads((folder / "metrics.json").read_text())
+    assert set(figures) == {"schema_version", "input", "settings", "embeddings"}
     assert figures["settings"] == {"n_latent": 10, "seed": 0, "max_epochs": 2}
+    told = result.stderr.splitlines()[-6:]
+    results = [
+        "Scores, as NMI",
+        "Time",
+        "umap.png",
+        "training.png",
+        "pbmc68k.h5ad",
+        "What follows",
+    ]
+    assert [line.split(":")[0] for line in told] == results
+    assert f"{figures['embeddings']['dra']['kmeans']['nmi']:.3f}" in told[0]
     adata = anndata.read_h5ad(folder / "pbmc68k.h5ad")
     for name, title in (("pca", "PCA"), ("scvi", "scVI"), ("dra", "DRA")):
         scores = figures["embeddings"][name]
