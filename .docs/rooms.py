@@ -27,6 +27,7 @@ ROOMS = (
     "_published",
     "datasets",
     "metrics",
+    "_clusters",
     "tl",
     "benchmark",
     "pl",

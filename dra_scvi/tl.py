@@ -1,4 +1,4 @@
-"""The scanpy steps: variable genes; register, train and embed in one call."""
+"""The scanpy steps: variable genes; register, train and embed in one call; clusters."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dra_scvi import presets
+from dra_scvi._clusters import Suggestion, cluster, suggest_resolution
 from dra_scvi._data.variable_genes import variable_genes
 from dra_scvi._model.dra import DRA
 from dra_scvi._module.priors import effective_prior
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-__all__ = ["dra", "variable_genes"]
+__all__ = ["Suggestion", "cluster", "dra", "suggest_resolution", "variable_genes"]
 
 # what scvi-tools and Lightning set in the environment along with a seed
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "XLA_FLAGS")

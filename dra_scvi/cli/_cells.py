@@ -28,15 +28,24 @@ def read_or_open(
     return open_stored(path, layer), True
 
 
-def write_cells(adata: AnnData, path: Path, source: Path | None, common: Common) -> None:
-    """Write INPUT with what was added to it; of `source`, where its counts are still there."""
+def write_cells(
+    adata: AnnData,
+    path: Path,
+    source: Path | None,
+    common: Common,
+    columns: Sequence[str] = (),
+) -> None:
+    """Write INPUT with what was added to it; of `source`, where its counts are still there.
+
+    There only `columns` of ``obs`` are added, beside ``obsm`` and ``uns``.
+    """
     from dra_scvi._inputs.out_of_core import write_copy
     from dra_scvi._outputs.files import write_h5ad
 
     if source is None:
         write_h5ad(adata, path, common.force)
     else:
-        write_copy(source, adata, path, common.force)
+        write_copy(source, adata, path, common.force, columns)
     common.say(f"wrote {path}")
 
 

@@ -61,11 +61,11 @@ class Saving:
             if self.model_at is None and self.cells_at is None:
                 self._rescue_model()
 
-    def score(self, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return scores, or none where they cannot be computed."""
+    def compute(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return scores or other figures, or none where they cannot be computed."""
         try:
-            return compute()
-        except Exception as error:  # noqa: BLE001 - what is written is worth more than its scores
+            return work()
+        except Exception as error:  # noqa: BLE001 - the embedding is worth more than its figures
             self.error = self.error or error
             return {}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dra_scvi.cli._cells import bare, read_or_open, write_cells
+from dra_scvi.cli._clusters import add_clusters, check_free
 from dra_scvi.cli._config import finite
 from dra_scvi.cli._errors import one_line
 from dra_scvi.cli._paths import FileName, FolderName
@@ -122,6 +123,15 @@ __all__ = ["train"]
     show_default="bhattacharyya",
     help="Distance that the discriminators estimate.",
 )
+@click.option("--leiden", is_flag=True, help='Write clusters of the embedding to obs["leiden"].')
+@click.option(
+    "--resolution",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    show_default="suggested: the finest whose clusters are stable",
+    help="Resolution of --leiden.",
+)
+@click.option("--umap", is_flag=True, help='Write the UMAP of the embedding to obsm["X_umap"].')
 @click.option(
     "--metrics-log",
     type=FileName(),
@@ -165,17 +175,20 @@ def train(common: Common, **options: Any) -> Result | None:
     request.rehearse(common)
     wanted = False if request.preset else request.out_of_core
     adata, is_stored = read_or_open(request.input_path, request.layer, wanted, common)
+    source = request.input_path if is_stored else None
     _check_trainable(adata, request)
+    check_free(adata, request, source, common)
     remark(adata, request.batch_key, request.n_genes, common)
     model = _fit(adata, request, common)
     if not model.trainer.is_global_zero:
         return None  # of several processes the first one writes
-    source = request.input_path if is_stored else None
     saving = Saving(model, request, common)
     saving.save_model()
-    saving.save_cells(lambda: write_cells(adata, request.output, source, common))
-    scores = saving.score(lambda: _score_training(adata, request, common))
-    figures = _figures(adata, model, request, common, scores)
+    clusters = saving.compute(lambda: add_clusters(adata, request, common))
+    columns = [request.LEIDEN] if clusters else []
+    saving.save_cells(lambda: write_cells(adata, request.output, source, common, columns))
+    scores = saving.compute(lambda: _score_training(adata, request, common))
+    figures = _figures(adata, model, request, common, scores) | clusters
     saving.log(lambda: _log_metrics(figures, request))
     title = f"{_scored_cells(request)} cells of {request.input_path.name}"
     rows = clustering_rows(scores) if scores else ()

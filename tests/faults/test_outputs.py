@@ -600,3 +600,48 @@ def test_a_model_folder_holds_no_input(tmp_path: Path, linked: bool) -> None:
     train = ("train", path, "--output", tmp_path / "out.h5ad", "--model-dir", folder)
     kept({path: path.read_bytes()}, *train)
     assert [file.name for file in folder.iterdir()] == ["adata.h5ad"]
+
+
+# -- clusters and the UMAP ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["--in-memory", "--out-of-core"])
+@pytest.mark.parametrize(
+    ("option", "word"), [("--leiden", "obs['leiden']"), ("--umap", "obsm['X_umap']")]
+)
+def test_clusters_that_input_has(option: str, word: str, place: str, tmp_path: Path) -> None:
+    """INPUT has clusters or a UMAP already: they are replaced with --force only."""
+    adata = cells()
+    adata.obs["leiden"] = "mine"
+    adata.obsm["X_umap"] = np.zeros((adata.n_obs, 2))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    output = tmp_path / "out.h5ad"
+    result = invoke(
+        "train", tmp_path / "cells.h5ad", "-o", output, option, place, "--quiet", *QUICK
+    )
+    assert_refused_before_training(result, 73, word, "--force", "out.h5ad")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("option", ["--label-key", "--batch-key"])
+def test_labels_that_clusters_would_replace(option: str, source: Path, tmp_path: Path) -> None:
+    """Labels or batches are in the column that --leiden writes: refused, with --force as well."""
+    options = ("--leiden", option, "leiden", "--force")
+    result = invoke("train", source, "-o", tmp_path / "out.h5ad", *options, *QUICK)
+    assert_refused_before_training(result, 2, option, "--leiden writes a column of this name")
+
+
+def test_clusters_that_fail(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters cannot be computed after training: the embedding is written all the same."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room for a graph")
+
+    monkeypatch.setattr(tl, "cluster", fail)
+    output = tmp_path / "out.h5ad"
+    result = invoke("train", source, "-o", output, "--leiden", "--umap", *QUICK)
+    assert result.exit_code == 1
+    assert f"the embedding is in {output}" in result.stderr
+    written = anndata.read_h5ad(output)
+    assert "X_dra" in written.obsm
+    assert "leiden" not in written.obs
