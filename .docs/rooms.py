@@ -31,6 +31,7 @@ ROOMS = (
     "tl",
     "benchmark",
     "pl",
+    "report",
     "demo",
     "cli",
 )

@@ -190,13 +190,16 @@ def cluster(
     graph = neighbor_graph(points_of(adata, use_rep), seed)
     suggestion = None
     if leiden:
+        origin: dict[str, Any] = {}
         if resolution is None:
             suggestion = suggest_resolution(adata, use_rep, seed=seed)
             resolution = suggestion.resolution
+            table = {name: values.to_numpy() for name, values in suggestion.table.items()}
+            origin["suggestion"] = {"is_stable": suggestion.is_stable, **table}
         found = cluster_graph(graph, _checked(resolution), seed)
         names = [str(number) for number in range(n_distinct(found))]
         adata.obs[key_added] = pd.Categorical.from_codes(found, names)
-        adata.uns[key_added] = {"params": {**graph.uns["cluster"]["params"]}}
+        adata.uns[key_added] = {"params": graph.uns["cluster"]["params"], **origin}
         adata.uns.pop(f"{key_added}_colors", None)  # of clusters that were there before
     if umap:
         import scanpy as sc

@@ -1,4 +1,4 @@
-"""What train adds to an embedding: clusters and their picture, under names that are free."""
+"""What train adds to an embedding: clusters and UMAP, under names that are free; the report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from dra_scvi._model.dra import DRA
     from dra_scvi.cli._train_request import TrainRequest
 
-__all__ = ["UMAP", "add_clusters", "check_free"]
+__all__ = ["UMAP", "add_clusters", "check_free", "write_report"]
 
 UMAP = "X_umap"
 
@@ -81,6 +82,34 @@ def add_clusters(adata: AnnData, request: TrainRequest, common: Common) -> dict[
             "n_clusters": n_clusters,
         }
     }
+
+
+def write_report(
+    model: DRA,
+    adata: AnnData,
+    scores: dict[str, Any],
+    request: TrainRequest,
+    common: Common,
+) -> None:
+    """Write the page, where it was asked for."""
+    from dra_scvi._outputs.files import write_text
+    from dra_scvi.report._write import page
+
+    if request.report is None:
+        return
+    text = page(
+        model,
+        adata,
+        label_key=request.label_key,
+        cluster_key=request.LEIDEN,
+        use_rep=KEY_ADDED,
+        umap_key=UMAP,
+        seed=common.seed,
+        title=request.input_path.name,
+        scores=scores,
+    )
+    write_text(text, request.report, common.force)
+    common.say(f"wrote {request.report}")
 
 
 def _things(request: TrainRequest) -> list[str]:

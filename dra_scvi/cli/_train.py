@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dra_scvi.cli._cells import bare, read_or_open, write_cells
-from dra_scvi.cli._clusters import add_clusters, check_free
+from dra_scvi.cli._clusters import add_clusters, check_free, write_report
 from dra_scvi.cli._config import finite
 from dra_scvi.cli._errors import one_line
 from dra_scvi.cli._paths import FileName, FolderName
@@ -28,12 +28,19 @@ from dra_scvi.cli._train_request import TrainRequest, Widths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from anndata import AnnData
 
     from dra_scvi._model.dra import DRA
 
 __all__ = ["train"]
+
+
+def _html(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() not in (".html", ".htm"):
+        raise click.BadParameter(f"{str(value)!r} does not end in .html.", ctx, param)
+    return value
 
 
 @command("train")
@@ -133,6 +140,13 @@ __all__ = ["train"]
 )
 @click.option("--umap", is_flag=True, help='Write the UMAP of the embedding to obsm["X_umap"].')
 @click.option(
+    "--report",
+    type=FileName(),
+    callback=_html,
+    metavar="FILE.html",
+    help="Write a page with figures, markers and settings; with --leiden and --umap.",
+)
+@click.option(
     "--metrics-log",
     type=FileName(),
     metavar="FILE",
@@ -189,6 +203,7 @@ def train(common: Common, **options: Any) -> Result | None:
     saving.save_cells(lambda: write_cells(adata, request.output, source, common, columns))
     scores = saving.compute(lambda: _score_training(adata, request, common))
     figures = _figures(adata, model, request, common, scores) | clusters
+    saving.log(lambda: write_report(model, adata, scores, request, common))
     saving.log(lambda: _log_metrics(figures, request))
     title = f"{_scored_cells(request)} cells of {request.input_path.name}"
     rows = clustering_rows(scores) if scores else ()

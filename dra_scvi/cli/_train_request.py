@@ -59,6 +59,7 @@ class TrainRequest:
     leiden: bool
     resolution: float | None
     umap: bool
+    report: Path | None
 
     MODEL = (
         "n_hidden",
@@ -104,29 +105,31 @@ class TrainRequest:
             *to_write("the checkpoint", self.checkpoint, "table"),
             *to_write("--model-dir", self.model_dir, "folder"),
             *to_write("--metrics-log", self.metrics_log, "log"),
+            *to_write("--report", self.report),
         )
 
     def _check_clusters(self) -> None:
         if not self.adds_leiden:
             if self.resolution is not None:
-                raise click.UsageError("--resolution needs --leiden.")
+                raise click.UsageError("--resolution needs --leiden or --report.")
             return
         for option, name in (("--label-key", self.label_key), ("--batch-key", self.batch_key)):
             if name == self.LEIDEN:
+                by = "--leiden" if self.leiden else "--report"
                 raise click.UsageError(
-                    f"{option} {name}: --leiden writes a column of this name; give the column of "
+                    f"{option} {name}: {by} writes a column of this name; give the column of "
                     "INPUT another one."
                 )
 
     @property
     def adds_leiden(self) -> bool:
-        """Whether clusters are written."""
-        return self.leiden
+        """Whether clusters are written; those that a report shows are."""
+        return self.leiden or self.report is not None
 
     @property
     def adds_umap(self) -> bool:
         """Whether the UMAP is written."""
-        return self.umap
+        return self.umap or self.report is not None
 
     @property
     def checkpoint(self) -> Path:
