@@ -173,6 +173,7 @@ def train(common: Common, **options: Any) -> Result | None:
 
     OUT.h5ad is INPUT with the embedding in obsm["X_dra"] and, in uns["dra"], version, prior, genes
     and settings. With --label-key, clusters found in the embedding are compared with the labels.
+    --leiden and --umap add clusters and a UMAP; --report shows them in a page, with markers.
 
     A run that is stopped by SIGINT or SIGTERM leaves a checkpoint beside OUT.h5ad; the same
     command with --resume goes on from there.

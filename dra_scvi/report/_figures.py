@@ -48,7 +48,6 @@ def _curves(
     title: str, history: Mapping[str, pd.DataFrame], keys: list[str], sentence: str
 ) -> Figure:
     drawn = pl.training(history, keys, show=False, guide=False)
-    drawn.set_title("")
     return Figure(title, sentence, _tell(title, history), _embed(drawn))
 
 
@@ -65,7 +64,7 @@ def draw_umap(adata: AnnData, basis: str, column: pd.Series, title: str, sentenc
         obsm={basis: adata.obsm[basis]},
         uns={} if colours is None else {f"{_literal(key)}_colors": colours},
     )
-    drawn = pl.embedding(cells, basis, color=_literal(key), titles=[""], show=False)
+    drawn = pl.embedding(cells, basis, color=_literal(key), show=False)
     shown = ", ".join(names[:NAMES_TOLD]) + ", ..." * (len(names) > NAMES_TOLD)
     told = counted(adata.n_obs, "cell", "cells")
     alt = f"{basis.removeprefix('X_').upper()} of {told} coloured by {key}: {shown}"
@@ -91,6 +90,8 @@ def _tell(title: str, history: Mapping[str, pd.DataFrame]) -> str:
 def _embed(drawn: Any) -> str:
     """Turn a figure, or its axes, into the address of an image that holds it."""
     figure = getattr(drawn, "figure", None) or drawn
+    for axes in figure.axes:
+        axes.set_title("")  # it is the heading on the page
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

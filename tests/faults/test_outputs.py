@@ -19,6 +19,7 @@ from dra_scvi import metrics, tl
 from dra_scvi._outputs.drafts import name_draft
 from dra_scvi._outputs.files import atomic_folder, atomic_path, write_h5ad
 from dra_scvi._outputs.h5ad_content import check_writable
+from dra_scvi.report import _write as report
 from tests.helpers import cells, invoke
 
 if TYPE_CHECKING:
@@ -645,3 +646,57 @@ def test_clusters_that_fail(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
     written = anndata.read_h5ad(output)
     assert "X_dra" in written.obsm
     assert "leiden" not in written.obs
+
+
+# -- the report --------------------------------------------------------------------------------
+
+REPORTED = ("--resolution", 1, *QUICK)
+
+
+def test_report_that_exists(source: Path, tmp_path: Path) -> None:
+    """A report of the same name is there: refused before training, and replaced with --force."""
+    page = tmp_path / "report.html"
+    page.write_text("mine")
+    options = ("--output", tmp_path / "out.h5ad", "--report", page, *REPORTED)
+    assert_refused_before_training(invoke("train", source, *options), 73, "report.html", "--force")
+    assert page.read_text() == "mine"
+    assert invoke("train", source, *options, "--force").exit_code == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "report"])
+def test_report_that_is_no_page(name: str, source: Path, tmp_path: Path) -> None:
+    """The report is to be something else than HTML: refused."""
+    options = ("--output", tmp_path / "out.h5ad", "--report", tmp_path / name, *REPORTED)
+    result = invoke("train", source, *options)
+    assert_refused_before_training(result, 2, "--report", "does not end in .html")
+
+
+def test_report_that_appears_while_training(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that another process writes meanwhile is left; this one's has another name."""
+    page = tmp_path / "report.html"
+    meanwhile(monkeypatch, lambda: page.write_text("theirs"))
+    options = ("--output", tmp_path / "out.h5ad", "--report", page, *REPORTED)
+    result = invoke("train", source, *options)
+    assert result.exit_code == 73
+    assert page.read_text() == "theirs"
+    assert (tmp_path / "report.1.html").read_text().startswith("<!DOCTYPE html>")
+    assert "report.1.html" in result.stderr
+
+
+def test_report_that_fails(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report cannot be made: cells, model and figures are there, and --resume tries again."""
+    out, page = tmp_path / "out.h5ad", tmp_path / "report.html"
+    names = ("--output", out, "--report", page, "--json", tmp_path / "out.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "page", lambda *_, **__: 1 / 0)
+        result = invoke("train", source, *names, *REPORTED)
+    assert result.exit_code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("out.h5ad", "out.json", ".out.h5ad.ckpt")
+    }
+    assert "for --resume" in result.stderr
+    assert invoke("train", source, *names, *REPORTED, "--resume", "--force").exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out.h5ad", "out.json", "report.html"}
