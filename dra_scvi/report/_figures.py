@@ -38,14 +38,14 @@ def draw_curves(history: Mapping[str, pd.DataFrame]) -> list[Figure]:
     for title, _, prefixes, guide in PANELS:
         part = {name: table for name, table in history.items() if name.startswith(prefixes)}
         if part:
-            figures.append(_curves(title, part, list(part), " ".join(guide.split())))
+            figures.append(_curves(title, part, None, " ".join(guide.split())))
     if not figures and history:  # of the released program
         figures.append(_curves("Losses", history, list(history), "They should level off."))
     return figures
 
 
 def _curves(
-    title: str, history: Mapping[str, pd.DataFrame], keys: list[str], sentence: str
+    title: str, history: Mapping[str, pd.DataFrame], keys: list[str] | None, sentence: str
 ) -> Figure:
     drawn = pl.training(history, keys, show=False, guide=False)
     return Figure(title, sentence, _tell(title, history), _embed(drawn))
@@ -60,7 +60,7 @@ def draw_umap(adata: AnnData, basis: str, column: pd.Series, title: str, sentenc
         return Figure(title, f"Not drawn: {len(names)} names cannot be told apart by colour.")
     colours = adata.uns.get(f"{key}_colors")
     cells = anndata.AnnData(
-        obs={_literal(key): column.cat.rename_categories(list(map(_literal, names)))},
+        obs=column.cat.rename_categories(list(map(_literal, names))).to_frame(_literal(key)),
         obsm={basis: adata.obsm[basis]},
         uns={} if colours is None else {f"{_literal(key)}_colors": colours},
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.image import imread
 
 from dra_scvi import DRA, report, tl
 from tests.helpers import cells, fit
@@ -146,6 +149,15 @@ def test_figures_are_told_in_words(page: Page) -> None:
         assert len(str(image["alt"])) > 20
     assert sum("UMAP of 60 cells" in str(image["alt"]) for image in images) == 3
     assert len(page.all("figcaption")) == 6
+
+
+def test_maps_are_coloured_by_their_columns(page: Page) -> None:
+    for image, number in zip(page.all("img")[3:], (3, 2, 3), strict=True):
+        png = base64.b64decode(str(image["src"]).partition(",")[2])
+        pixels = (imread(io.BytesIO(png))[..., :3] * 255).astype(int).reshape(-1, 3)
+        bright = pixels[np.ptp(pixels, axis=1) > 50]
+        colours, sizes = np.unique(bright // 4, axis=0, return_counts=True)
+        assert (sizes > 0.1 * len(bright)).sum() == number, image["alt"]
 
 
 def test_names_are_shown_as_they_are(page: Page, path: Path) -> None:
