@@ -1,4 +1,4 @@
-"""The scanpy steps: variable genes; register, train and embed in one call; clusters."""
+"""The scanpy steps: variable genes; register, train and embed in one call."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import itertools
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from anndata.abc import CSCDataset
 
@@ -24,7 +23,6 @@ from dra_scvi._outputs.full_disk import open_hdf5
 from dra_scvi._outputs.h5ad_content import writable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -139,25 +137,8 @@ def _check_layout(store: Any, path: Path) -> None:
             )
 
 
-def stored_keys(path: Path, name: str) -> set[str]:
-    """Return the keys of a group that :func:`open_stored` leaves in the file, such as obsm.
-
-    Parameters
-    ----------
-    path
-        An ``.h5ad`` or a zarr store of an AnnData.
-    name
-        Of the group.
-    """
-    return {key for key, _ in _items(_open(path), name)}
-
-
 def write_copy(
-    source: Path,
-    adata: AnnData,
-    path: Path,
-    replace: bool = True,
-    columns: Sequence[str] = (),
+    source: Path, adata: AnnData, path: Path, replace: bool = True, *, with_obs: bool = False
 ) -> None:
     """Write a file again with what was added to it, whole or not at all, its matrices in blocks.
 
@@ -171,8 +152,8 @@ def write_copy(
         The ``.h5ad`` to write or replace.
     replace
         Whether one that is there by then may be replaced.
-    columns
-        Columns of its ``obs`` that are added; colours of others of these names are dropped.
+    with_obs
+        Whether its ``obs`` takes the place of that in the file.
 
     Raises
     ------
@@ -195,21 +176,11 @@ def write_copy(
                 if name not in file:
                     write_elem(file, name, {})
                 for key, value in getattr(adata, name).items():
-                    write_elem(file, f"{name}/{key}", value)
-            for name in columns:
-                _write_column(file, adata, name)
-
-
-def _write_column(file: Any, adata: AnnData, name: str) -> None:
-    from anndata.io import write_elem
-
-    _give_own_group(file, "obs")
-    obs = file["obs"]
-    write_elem(obs, name, adata.obs[name].array)
-    others = [key for key in obs.attrs["column-order"] if key != name]
-    obs.attrs["column-order"] = np.array([*others, name], dtype=h5py.string_dtype())
-    if f"{name}_colors" in file["uns"]:
-        del file[f"uns/{name}_colors"]
+                    write_elem(file[name], key, value)
+            if with_obs:
+                _give_own_group(file, "obs")
+                del file["obs"]
+                write_elem(file, "obs", writable(adata.obs, "obs"))
 
 
 def _state(path: Path) -> Any:
@@ -248,6 +219,8 @@ def _keep(adata: AnnData, path: Path) -> Path:
 
 def _give_own_group(file: Any, name: str) -> None:
     """Copy a group to which other names lead: what is added to it would appear there as well."""
+    import h5py
+
     if name not in file:
         return
     is_link = not isinstance(file.get(name, getlink=True), h5py.HardLink)
@@ -313,6 +286,19 @@ def _convert(source: Path, path: Path) -> None:
                 write_elem(file, key, read_elem(element))
 
 
+def stored_keys(path: Path, name: str) -> set[str]:
+    """Return the keys of a group that :func:`open_stored` leaves in the file, such as obsm.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` or a zarr store of an AnnData.
+    name
+        Of the group.
+    """
+    return {key for key, _ in _items(_open(path), name)}
+
+
 def _items(store: Any, name: str) -> list[tuple[str, Any]]:
     group = store.get(name, {})  # zarr has an array there that says that there is nothing
     return [] if hasattr(group, "ndim") else [(key, group[key]) for key in group]
@@ -320,6 +306,8 @@ def _items(store: Any, name: str) -> list[tuple[str, Any]]:
 
 def _open(path: Path) -> Any:
     if path.suffix == ".h5ad":
+        import h5py
+
         check_hdf5(path)
         return h5py.File(path, "r")
     import zarr

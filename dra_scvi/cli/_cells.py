@@ -29,23 +29,16 @@ def read_or_open(
 
 
 def write_cells(
-    adata: AnnData,
-    path: Path,
-    source: Path | None,
-    common: Common,
-    columns: Sequence[str] = (),
+    adata: AnnData, path: Path, source: Path | None, common: Common, *, with_obs: bool = False
 ) -> None:
-    """Write INPUT with what was added to it; of `source`, where its counts are still there.
-
-    There only `columns` of ``obs`` are added, beside ``obsm`` and ``uns``.
-    """
+    """Write INPUT with what was added to it; of `source`, where its counts are still there."""
     from dra_scvi._inputs.out_of_core import write_copy
     from dra_scvi._outputs.files import write_h5ad
 
     if source is None:
         write_h5ad(adata, path, common.force)
     else:
-        write_copy(source, adata, path, common.force, columns)
+        write_copy(source, adata, path, common.force, with_obs=with_obs)
     common.say(f"wrote {path}")
 
 

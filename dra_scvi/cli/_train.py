@@ -200,8 +200,10 @@ def train(common: Common, **options: Any) -> Result | None:
     saving = Saving(model, request, common)
     saving.save_model()
     clusters = saving.compute(lambda: add_clusters(adata, request, common))
-    columns = [request.LEIDEN] if clusters else []
-    saving.save_cells(lambda: write_cells(adata, request.output, source, common, columns))
+    has_column = bool(clusters)
+    saving.save_cells(
+        lambda: write_cells(adata, request.output, source, common, with_obs=has_column)
+    )
     scores = saving.compute(lambda: _score_training(adata, request, common))
     figures = _figures(adata, model, request, common, scores) | clusters
     saving.log(lambda: write_report(model, adata, scores, request, common))

@@ -79,7 +79,6 @@ def test_counts_that_stay_in_their_file(source: Path, tmp_path: Path) -> None:
     assert np.array_equal(one.obsm["X_umap"], other.obsm["X_umap"])
     assert one.uns["leiden"] == other.uns["leiden"]
     assert one.uns["leiden"]["params"]["resolution"] == 0.7
-    assert "leiden_colors" not in one.uns
 
 
 def test_nothing_is_added_unasked(source: Path, tmp_path: Path) -> None:
