@@ -28,9 +28,11 @@ ROOMS = (
     "datasets",
     "metrics",
     "_labels",
+    "_clusters",
     "tl",
     "benchmark",
     "pl",
+    "report",
     "demo",
     "cli",
 )

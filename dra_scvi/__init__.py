@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dra_scvi import benchmark, datasets, metrics, pl, presets, tl
+    from dra_scvi import benchmark, datasets, metrics, pl, presets, report, tl
     from dra_scvi._exceptions import (
         GeneMismatchError,
         InvalidCountsError,
@@ -37,6 +37,7 @@ __all__ = [
     "metrics",
     "pl",
     "presets",
+    "report",
     "tl",
 ]
 

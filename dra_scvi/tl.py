@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dra_scvi import presets
+from dra_scvi._clusters import Suggestion, cluster, suggest_resolution
 from dra_scvi._data.registration import forget_with
 from dra_scvi._data.variable_genes import variable_genes
 from dra_scvi._labels.transfer import transfer_labels
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-__all__ = ["dra", "transfer_labels", "variable_genes"]
+__all__ = [
+    "Suggestion",
+    "cluster",
+    "dra",
+    "suggest_resolution",
+    "transfer_labels",
+    "variable_genes",
+]
 
 
 def dra(

@@ -66,7 +66,7 @@ def public(module: ModuleType) -> list[str]:
 def test_every_public_name_has_an_entry(site: Path) -> None:
     pages = "".join(path.read_text() for path in (site / "api").glob("*.html"))
     names = [f"dra_scvi.{name}" for name in dra_scvi.__all__]
-    for part in ("benchmark", "datasets", "metrics", "pl", "tl"):
+    for part in ("benchmark", "datasets", "metrics", "pl", "report", "tl"):
         names += public(getattr(dra_scvi, part))
     modules = {"dra_scvi.tl", "dra_scvi.presets"}
     missing = [name for name in names if f'id="{name}"' not in pages and name not in modules]

@@ -73,7 +73,7 @@ def test_wheel_holds_every_module_and_nothing_else(built: Path) -> None:
     [wheel] = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
-    expected = {f"dra_scvi/{name}" for name in (*modules, "py.typed")}
+    expected = {f"dra_scvi/{name}" for name in (*modules, "py.typed", "report/page.html")}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

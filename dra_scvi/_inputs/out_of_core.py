@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-__all__ = ["open_stored", "stays_in_file", "write_copy", "write_stored"]
+__all__ = ["open_stored", "stays_in_file", "stored_keys", "write_copy", "write_stored"]
 
 # reading takes room for more than what is read, and training for its own
 MEMORY_SHARE = 0.5
@@ -286,6 +286,19 @@ def _convert(source: Path, path: Path) -> None:
                 write_stored(group, key, matrix)
             else:
                 write_elem(group, key, read_elem(element))
+
+
+def stored_keys(path: Path, name: str) -> set[str]:
+    """Return the keys of a group that :func:`open_stored` leaves in the file, such as obsm.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` or a zarr store of an AnnData.
+    name
+        Of the group.
+    """
+    return {key for key, _ in _items(_open(path), name)}
 
 
 def _items(store: Any, name: str) -> list[tuple[str, Any]]:

@@ -23,7 +23,10 @@ SECTIONS = {
         "--max-epochs --batch-size --learning-rate --beta1 --seed --seeds --quick --accelerator"
         " --devices --nodes --parallel --resume"
     ),
-    "Output": "--output --model-dir --key-added --metrics-log --json --force",
+    "Output": (
+        "--output --model-dir --leiden --resolution --umap --report --key-added --metrics-log"
+        " --json --force"
+    ),
     "Program": "--config --threads --quiet --debug --help",
 }
 

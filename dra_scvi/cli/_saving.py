@@ -37,7 +37,7 @@ class Saving:
         self.error: Exception | None = None
         self.model_at: Path | None = None
         self.cells_at: Path | None = None
-        self.is_logged = False
+        self.is_logged = True
 
     def save_model(self) -> None:
         """Save the model where that was asked for, or under another name if need be."""
@@ -61,21 +61,21 @@ class Saving:
             if self.model_at is None and self.cells_at is None:
                 self._rescue_model()
 
-    def score(self, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return scores, or none where they cannot be computed."""
+    def compute(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return scores or other figures, or none where they cannot be computed."""
         try:
-            return compute()
-        except Exception as error:  # noqa: BLE001 - what is written is worth more than its scores
+            return work()
+        except Exception as error:  # noqa: BLE001 - the embedding is worth more than its figures
             self.error = self.error or error
             return {}
 
     def log(self, write: Callable[[], None]) -> None:
-        """Write the log."""
+        """Write the log, or the report."""
         try:
             write()
-            self.is_logged = True
         except Exception as error:  # noqa: BLE001 - raised once the figures are written as well
             self.error = self.error or error
+            self.is_logged = False
 
     @property
     def failure(self) -> Exception | None:
@@ -86,7 +86,7 @@ class Saving:
 
     @property
     def is_complete(self) -> bool:
-        """Whether embedding, model and log are there, under whatever name."""
+        """Whether embedding, model, log and report are there, under whatever name."""
         has_model = self.request.model_dir is None or self.model_at is not None
         return self.cells_at is not None and has_model and self.is_logged
 

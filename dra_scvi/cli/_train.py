@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dra_scvi.cli._cells import read_or_open, write_cells
+from dra_scvi.cli._clusters import add_clusters, check_free, write_report
 from dra_scvi.cli._config import finite
 from dra_scvi.cli._errors import one_line
 from dra_scvi.cli._paths import FileName, FolderName
@@ -27,12 +28,19 @@ from dra_scvi.cli._train_request import TrainRequest, Widths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from anndata import AnnData
 
     from dra_scvi._model.dra import DRA
 
 __all__ = ["train"]
+
+
+def _html(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() not in (".html", ".htm"):
+        raise click.BadParameter(f"{str(value)!r} does not end in .html.", ctx, param)
+    return value
 
 
 @command("train")
@@ -122,6 +130,22 @@ __all__ = ["train"]
     show_default="bhattacharyya",
     help="Distance that the discriminators estimate.",
 )
+@click.option("--leiden", is_flag=True, help='Write clusters of the embedding to obs["leiden"].')
+@click.option(
+    "--resolution",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    show_default="suggested: the finest whose clusters are stable",
+    help="Resolution of --leiden.",
+)
+@click.option("--umap", is_flag=True, help='Write the UMAP of the embedding to obsm["X_umap"].')
+@click.option(
+    "--report",
+    type=FileName(),
+    callback=_html,
+    metavar="FILE.html",
+    help="Write a page with figures, markers and settings; with --leiden and --umap.",
+)
 @click.option(
     "--metrics-log",
     type=FileName(),
@@ -149,6 +173,7 @@ def train(common: Common, **options: Any) -> Result | None:
 
     OUT.h5ad is INPUT with the embedding in obsm["X_dra"] and, in uns["dra"], version, prior, genes
     and settings. With --label-key, clusters found in the embedding are compared with the labels.
+    --leiden and --umap add clusters and a UMAP; --report shows them in a page, with markers.
 
     A run that is stopped by SIGINT or SIGTERM leaves a checkpoint beside OUT.h5ad; the same
     command with --resume goes on from there.
@@ -165,17 +190,23 @@ def train(common: Common, **options: Any) -> Result | None:
     request.rehearse(common)
     wanted = False if request.preset else request.out_of_core
     adata, is_stored = read_or_open(request.input_path, request.layer, wanted, common)
+    source = request.input_path if is_stored else None
     _check_trainable(adata, request)
+    check_free(adata, request, source, common)
     remark(adata, request.batch_key, request.n_genes, common)
     model = _fit(adata, request, common)
     if not model.trainer.is_global_zero:
         return None  # of several processes the first one writes
-    source = request.input_path if is_stored else None
     saving = Saving(model, request, common)
     saving.save_model()
-    saving.save_cells(lambda: write_cells(adata, request.output, source, common))
-    scores = saving.score(lambda: _score_training(adata, request, common))
-    figures = _figures(adata, model, request, common, scores)
+    clusters = saving.compute(lambda: add_clusters(adata, request, common))
+    has_column = bool(clusters)
+    saving.save_cells(
+        lambda: write_cells(adata, request.output, source, common, with_obs=has_column)
+    )
+    scores = saving.compute(lambda: _score_training(adata, request, common))
+    figures = _figures(adata, model, request, common, scores) | clusters
+    saving.log(lambda: write_report(model, adata, scores, request, common))
     saving.log(lambda: _log_metrics(figures, request))
     title = f"{_scored_cells(request)} cells of {request.input_path.name}"
     rows = clustering_rows(scores) if scores else ()

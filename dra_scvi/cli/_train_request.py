@@ -56,6 +56,10 @@ class TrainRequest:
     devices: int
     nodes: int
     out_of_core: bool | None
+    leiden: bool
+    resolution: float | None
+    umap: bool
+    report: Path | None
 
     MODEL = (
         "n_hidden",
@@ -66,12 +70,14 @@ class TrainRequest:
         "prior",
         "divergence",
     )
+    LEIDEN = "leiden"
     PUBLISHED_ONLY = ("beta1", "leak", "batch_norm")
 
     def check_usage(self) -> None:
         """Refuse options that contradict each other."""
         if self.metrics_log is not None and self.label_key is None:
             raise click.UsageError("--metrics-log needs --label-key.")
+        self._check_clusters()
         if self.preset is None:
             for name in self.PUBLISHED_ONLY:
                 if getattr(self, name) is not None:
@@ -99,7 +105,31 @@ class TrainRequest:
             *to_write("the checkpoint", self.checkpoint, "table"),
             *to_write("--model-dir", self.model_dir, "folder"),
             *to_write("--metrics-log", self.metrics_log, "log"),
+            *to_write("--report", self.report),
         )
+
+    def _check_clusters(self) -> None:
+        if not self.adds_leiden:
+            if self.resolution is not None:
+                raise click.UsageError("--resolution needs --leiden or --report.")
+            return
+        for option, name in (("--label-key", self.label_key), ("--batch-key", self.batch_key)):
+            if name == self.LEIDEN:
+                by = "--leiden" if self.leiden else "--report"
+                raise click.UsageError(
+                    f"{option} {name}: {by} writes a column of this name; give the column of "
+                    "INPUT another one."
+                )
+
+    @property
+    def adds_leiden(self) -> bool:
+        """Whether clusters are written; those that a report shows are."""
+        return self.leiden or self.report is not None
+
+    @property
+    def adds_umap(self) -> bool:
+        """Whether the UMAP is written."""
+        return self.umap or self.report is not None
 
     @property
     def checkpoint(self) -> Path:

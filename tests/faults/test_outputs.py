@@ -19,6 +19,7 @@ from dra_scvi import metrics, tl
 from dra_scvi._outputs.drafts import name_draft
 from dra_scvi._outputs.files import atomic_folder, atomic_path, write_h5ad
 from dra_scvi._outputs.h5ad_content import check_writable
+from dra_scvi.report import _write as report
 from tests.helpers import cells, invoke
 
 if TYPE_CHECKING:
@@ -600,3 +601,102 @@ def test_a_model_folder_holds_no_input(tmp_path: Path, linked: bool) -> None:
     train = ("train", path, "--output", tmp_path / "out.h5ad", "--model-dir", folder)
     kept({path: path.read_bytes()}, *train)
     assert [file.name for file in folder.iterdir()] == ["adata.h5ad"]
+
+
+# -- clusters and the UMAP ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["--in-memory", "--out-of-core"])
+@pytest.mark.parametrize(
+    ("option", "word"), [("--leiden", "obs['leiden']"), ("--umap", "obsm['X_umap']")]
+)
+def test_clusters_that_input_has(option: str, word: str, place: str, tmp_path: Path) -> None:
+    """INPUT has clusters or a UMAP already: they are replaced with --force only."""
+    adata = cells()
+    adata.obs["leiden"] = "mine"
+    adata.obsm["X_umap"] = np.zeros((adata.n_obs, 2))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    output = tmp_path / "out.h5ad"
+    result = invoke(
+        "train", tmp_path / "cells.h5ad", "-o", output, option, place, "--quiet", *QUICK
+    )
+    assert_refused_before_training(result, 73, word, "--force", "out.h5ad")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("option", ["--label-key", "--batch-key"])
+def test_labels_that_clusters_would_replace(option: str, source: Path, tmp_path: Path) -> None:
+    """Labels or batches are in the column that --leiden writes: refused, with --force as well."""
+    options = ("--leiden", option, "leiden", "--force")
+    result = invoke("train", source, "-o", tmp_path / "out.h5ad", *options, *QUICK)
+    assert_refused_before_training(result, 2, option, "--leiden writes a column of this name")
+
+
+def test_clusters_that_fail(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters cannot be computed after training: the embedding is written all the same."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room for a graph")
+
+    monkeypatch.setattr(tl, "cluster", fail)
+    output = tmp_path / "out.h5ad"
+    result = invoke("train", source, "-o", output, "--leiden", "--umap", *QUICK)
+    assert result.exit_code == 1
+    assert f"the embedding is in {output}" in result.stderr
+    written = anndata.read_h5ad(output)
+    assert "X_dra" in written.obsm
+    assert "leiden" not in written.obs
+
+
+# -- the report --------------------------------------------------------------------------------
+
+REPORTED = ("--resolution", 1, *QUICK)
+
+
+def test_report_that_exists(source: Path, tmp_path: Path) -> None:
+    """A report of the same name is there: refused before training, and replaced with --force."""
+    page = tmp_path / "report.html"
+    page.write_text("mine")
+    options = ("--output", tmp_path / "out.h5ad", "--report", page, *REPORTED)
+    assert_refused_before_training(invoke("train", source, *options), 73, "report.html", "--force")
+    assert page.read_text() == "mine"
+    assert invoke("train", source, *options, "--force").exit_code == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "report"])
+def test_report_that_is_no_page(name: str, source: Path, tmp_path: Path) -> None:
+    """The report is to be something else than HTML: refused."""
+    options = ("--output", tmp_path / "out.h5ad", "--report", tmp_path / name, *REPORTED)
+    result = invoke("train", source, *options)
+    assert_refused_before_training(result, 2, "--report", "does not end in .html")
+
+
+def test_report_that_appears_while_training(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that another process writes meanwhile is left; this one's has another name."""
+    page = tmp_path / "report.html"
+    meanwhile(monkeypatch, lambda: page.write_text("theirs"))
+    options = ("--output", tmp_path / "out.h5ad", "--report", page, *REPORTED)
+    result = invoke("train", source, *options)
+    assert result.exit_code == 73
+    assert page.read_text() == "theirs"
+    assert (tmp_path / "report.1.html").read_text().startswith("<!DOCTYPE html>")
+    assert "report.1.html" in result.stderr
+
+
+def test_report_that_fails(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report cannot be made: cells, model and figures are there, and --resume tries again."""
+    out, page = tmp_path / "out.h5ad", tmp_path / "report.html"
+    names = ("--output", out, "--report", page, "--json", tmp_path / "out.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "page", lambda *_, **__: 1 / 0)
+        result = invoke("train", source, *names, *REPORTED)
+    assert result.exit_code == 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("out.h5ad", "out.json", ".out.h5ad.ckpt")
+    }
+    assert "for --resume" in result.stderr
+    assert invoke("train", source, *names, *REPORTED, "--resume", "--force").exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out.h5ad", "out.json", "report.html"}
