@@ -163,7 +163,7 @@ def _filled(shape: Any, dtype: Any, data: Any, order: Any, name: str) -> np.ndar
     values = np.empty(size, dtype=object)
     for i, value in enumerate(data):  # an assignment of all would look into sequences
         values[i] = value
-    return values.reshape(shape, order=order)
+    return np.asarray(values.reshape(shape), order=order)  # listed row by row in either order
 
 
 def _of_bytes(data: Any, dtype: np.dtype[Any], size: int, name: str) -> np.ndarray[Any, Any]:
@@ -307,6 +307,7 @@ def _chunks(built: Built) -> list[str]:
 _ARRAYS_OF_STRINGS = (
     "pandas.arrays.StringArray",
     "pandas.core.arrays.string_.StringArray",
+    "pandas.core.arrays.string_.StringArrayNumpySemantics",
 )
 
 

@@ -273,7 +273,7 @@ def _parts(counts: Any) -> Iterator[np.ndarray]:
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:
     """Hash arrays, their types and shapes, one after the other."""
-    found = hashlib.sha256(usedforsecurity=False)
+    found = hashlib.sha256()
     for array in arrays:
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
