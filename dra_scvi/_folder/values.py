@@ -116,7 +116,7 @@ def _dtype(built: Built) -> np.dtype[Any]:
         order = state[1]
         demand(order in ("<", ">", "|", "="), built.name)
     if code in NUMBERS or code in ("O8", "O4", "O"):
-        return np.dtype("O" if code[0] == "O" else order + code)
+        return np.dtype(order + code)
     kind, length = code[:1], code[1:]
     if kind in ("M", "m") and length == "8":
         return np.dtype(f"{order}{code}[{_unit(state, built.name)}]")

@@ -460,7 +460,8 @@ def summary(name: str, rows: list[dict[str, Any]], total: int) -> str:
     seconds = sum(row["seconds"] for row in rows)
     return (
         f"{name:32} {len(rows):4} of {total} mutants: {count['killed']} noticed, "
-        f"{count['survived']} not, {count['equivalent']} equivalent; {share:.1%} of the others noticed; {seconds:.0f} s"
+        f"{count['survived']} not, {count['equivalent']} equivalent; "
+        f"{share:.1%} of the others noticed; {seconds:.0f} s"
     )
 
 

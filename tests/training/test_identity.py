@@ -117,7 +117,7 @@ def registered(adata: AnnData, **setup: Any) -> dict[str, Any]:
 
 
 def test_every_part_of_the_cells_is_described() -> None:
-    found = registered(cells(), layer=None)
+    found = registered(cells(), layer=None, allow_noninteger=True)
     assert found["batch_key"] == "batch"
     assert found["layer"] is None
     assert "allow_noninteger" not in found
@@ -166,6 +166,13 @@ def test_stored_counts_are_hashed_block_by_block(monkeypatch: pytest.MonkeyPatch
             assert identity._kind(stored).endswith(" in a file or in chunks")
             digests.add(identity._digest(identity._parts(stored)))
     assert len(digests) == 12
+
+
+def test_types_and_ends_of_arrays_count() -> None:
+    zeros = np.zeros(4, np.float32)
+    parts = [zeros], [zeros.view(np.int32)], [zeros.reshape(2, 2)], [zeros[:1], zeros[1:]], []
+    assert len({identity._digest(part) for part in parts}) == 5
+    assert identity._digest([zeros[::2]]) == identity._digest([zeros[:2]])
 
 
 def test_the_order_of_names_counts_and_their_sum_does_not() -> None:
@@ -319,6 +326,8 @@ def test_the_split_is_that_of_all_three_parts(model: DRA) -> None:
 
     whole = of()
     assert whole["split"] == of()["split"]
+    ((name, split),) = whole["split"].items()
+    assert (name, split.keys()) == ("cells trained on", {"digest"})
     for part in ("train_idx", "val_idx", "test_idx"):
         assert of(**{part: np.array([7])})["split"] != whole["split"], part
     assert whole["versions"].keys() == {identity.OWN_VERSION, *identity.OTHER_VERSIONS}
