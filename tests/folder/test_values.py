@@ -51,6 +51,29 @@ VALUES: list[Any] = [
     np.array([3, 4], dtype="timedelta64[ms]"),
     np.array([["a", None], [1.5, True]], dtype=object),
     np.array([["a", "b", "c"], ["d", "e", "f"]], dtype=object, order="F"),
+    *(
+        np.array([1], dtype=code)
+        for code in [
+            "b1",
+            "i1",
+            "i2",
+            "i4",
+            "i8",
+            "u1",
+            "u2",
+            "u4",
+            "u8",
+            "f2",
+            "f4",
+            "f8",
+            "c8",
+            "c16",
+        ]
+    ),
+    *(
+        np.array([1], dtype=f"m8[{unit}]")
+        for unit in ["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns"]
+    ),
     np.float32(0.5),
     np.bool_(True),
     np.str_("text"),
@@ -413,6 +436,9 @@ def test_what_is_made_of_a_call() -> None:
     assert build(restore, arrow((0, "large_string"), ends(0, 2, 2, kind="<i8"))) == ["ab", ""]
     assert build("pyarrow.lib.chunked_array", ([["a"], ["b", "c"]],)) == ["a", "b", "c"]
     assert build("pandas.DataFrame", (), {"_mgr": TABLE}) is TABLE
+    assert build("pandas.StringDtype", ()) == "string"
+    empty = build("numpy._core.multiarray._reconstruct", ARRAY, (1, (2,), np.dtype("U0"), 0, b""))
+    assert empty.tolist() == ["", ""]
     new_index = "pandas.core.indexes.base._new_Index"
     index = build(new_index, *CALLS[new_index][0][2])
     pd.testing.assert_index_equal(index, pd.RangeIndex(0, 4, 2, name="n"))
