@@ -20,6 +20,8 @@ METADATA: Any = OrderedDict({"": {"version": 1}})
 WEIGHTS: Any = OrderedDict({"w": 1})
 WEIGHTS._metadata = METADATA
 
+CODES = ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"]
+UNITS = ["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns"]
 VALUES: list[Any] = [
     OrderedDict(a=[1]),
     WEIGHTS,
