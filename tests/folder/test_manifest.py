@@ -80,6 +80,26 @@ def test_files_are_opened_and_nothing_else(tmp_path: Path, monkeypatch: Any) -> 
     assert not isinstance(caught.value, FileNotFoundError)
 
 
+def test_flags_that_a_system_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    flags: list[int] = []
+    open_descriptor = os.open
+
+    def noting(path: Any, given: int) -> int:
+        flags.append(given)
+        return open_descriptor(path, os.O_RDONLY)
+
+    monkeypatch.setattr(os, "open", noting)
+    monkeypatch.setattr(os, "O_NONBLOCK", 2**20)
+    open_file(tmp_path / "file").close()
+    monkeypatch.delattr(os, "O_NONBLOCK")  # as on Windows, which would change line ends
+    monkeypatch.setattr(os, "O_BINARY", 2**21, raising=False)
+    open_file(tmp_path / "file").close()
+    assert flags == [os.O_RDONLY | 2**20, os.O_RDONLY | 2**21]
+
+
 def test_a_file_is_described(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     found = describe(tmp_path / "file")

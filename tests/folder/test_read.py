@@ -184,6 +184,26 @@ def test_damage_is_told_after_three_looks(folder: Path, pauses: list[float]) -> 
     assert pauses == [0.01] * 2
 
 
+def test_three_looks_in_a_row_tell_damage(
+    folder: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = json.loads((folder / "manifest.json").read_text())
+    looks = iter("aaab" + "b" * 20)  # another manifest at the fourth look
+    monkeypatch.setattr(read, "read_manifest", lambda *_: {**found, "look": next(looks)})
+    (folder / "model.pt").write_bytes(b"damage")
+    with pytest.raises(ValueError, match="is corrupt or truncated"):
+        checked_copy(folder).__enter__()
+    assert pauses == [0.01] * 4
+
+
+def test_large_files_are_copied_piece_by_piece(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "_CHUNK", 100)
+    with checked_copy(folder, trusted=True) as copy:
+        assert (copy / "model.pt").read_bytes() == (folder / "model.pt").read_bytes()
+
+
 def test_a_model_that_is_being_replaced_is_waited_for(
     folder: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +238,11 @@ def values(tmp_path: Path, model: Any) -> Any:
     return read_values(tmp_path / "model.pt", Path("shown"))
 
 
+# what scvi-tools saves of a model that was set up with a data module
+OF_DATA_MODULES = (
+    "batch_labels label_keys n_batch n_extra_categorical_covs n_extra_continuous_covs n_labels "
+    "n_sample n_vars"
+)
 ABSENT = {"pyro_param_store": {"params": {}}}
 
 
@@ -227,7 +252,7 @@ ABSENT = {"pyro_param_store": {"params": {}}}
         content(),
         content(registry={"setup_method_name": "setup_datamodule"}),
         content(attributes={"registry_": {}}),
-        content(attributes={"a_": 1, **dict.fromkeys(read._OF_DATA_MODULES, 1)}),
+        content(attributes={"a_": 1, **dict.fromkeys(OF_DATA_MODULES.split(), 1)}),
         content(attributes={"get_normalized_function_name_": "get_normalized_expression"}),
         content(weights=ABSENT),
         content(var_names=GENES.astype(object)),
