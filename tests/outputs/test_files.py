@@ -308,3 +308,70 @@ def test_text_and_lines_are_utf8_with_their_own_line_ends(
     write_text("é\r\n", path)
     assert path.read_bytes() == "é\r\n".encode()
     assert told == [{"encoding": "utf-8", "newline": "\n"}]
+
+
+# -- the same bytes, nothing changed --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_atomic_path_failure_keeps_the_old_file(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_atomic_path_nothing_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_write_h5ad_same_content_same_bytes(tmp_path: Path) -> None:
+    adata = cells()
+    write_h5ad(adata, tmp_path / "a.h5ad")
+    write_h5ad(adata.copy(), tmp_path / "b.h5ad")
+    first = (tmp_path / "a.h5ad").read_bytes()
+    assert first == (tmp_path / "b.h5ad").read_bytes()
+    adata.obsm["m"][0, 0] += 1
+    write_h5ad(adata, tmp_path / "b.h5ad")
+    assert first != (tmp_path / "b.h5ad").read_bytes()
+
+
+def test_write_h5ad_object_is_not_changed(tmp_path: Path) -> None:
+    adata = cells()
+    before = adata.obs.dtypes.to_dict()
+    write_h5ad(adata, tmp_path / "a.h5ad")
+    assert adata.obs.dtypes.to_dict() == before
+    assert adata.filename is None
+
+
+def test_write_h5ad_view_and_backed(tmp_path: Path) -> None:
+    write_h5ad(cells()[1:], tmp_path / "view.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "view.h5ad", backed="r")
+    write_h5ad(backed, tmp_path / "copy.h5ad")
+    assert Path(backed.filename) == tmp_path / "view.h5ad"
+    backed.file.close()
+    read = anndata.read_h5ad(tmp_path / "copy.h5ad")
+    assert list(read.obs_names) == ["2"]
+
+
+def test_write_h5ad_failure_keeps_the_old_file(tmp_path: Path) -> None:
+    adata = cells()
+    write_h5ad(adata, tmp_path / "a.h5ad")
+    before = (tmp_path / "a.h5ad").read_bytes()
+    adata.uns["bad"] = object()
+    with pytest.raises(Exception, match="object"):
+        write_h5ad(adata, tmp_path / "a.h5ad")
+    assert (tmp_path / "a.h5ad").read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.h5ad"]
