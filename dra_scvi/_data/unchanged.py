@@ -276,9 +276,9 @@ def _n_different(before: Any, now: Any) -> int:
 def _differ(before: pd.Series, now: pd.Series) -> NDArray[np.bool_]:
     """Compare as numbers where both are, else as text; two missing values are the same."""
     one, other = (column.to_numpy(dtype=object, na_value=None) for column in (before, now))
-    missing = pd.isna(one) & pd.isna(other)
+    was_missing, is_missing = pd.isna(one), pd.isna(other)
     try:
         differ = one.astype(np.float64) != other.astype(np.float64)
     except (TypeError, ValueError):
         differ = one.astype(str) != other.astype(str)
-    return np.asarray(differ & ~missing)
+    return np.where(was_missing | is_missing, was_missing != is_missing, differ)

@@ -133,7 +133,7 @@ def validate_counts(
     if silent:
         logger.info("%s: %s no counts.", where, counted(silent, "gene has", "genes have"))
     for message in _remarks(adata, layer, scan, to_train):
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, stacklevel=2)
 
 
 def _check_shape(adata: AnnData, least_cells: int) -> None:

@@ -228,7 +228,7 @@ def _check_model(content: Any, shown: Path) -> None:
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise fault
     with_present_names(weights)
-    method = registry.get("setup_method_name", _METHODS[0])
+    method = registry.get("setup_method_name", "setup_anndata")
     if method not in _METHODS:
         raise ValueError(
             f"{shown} is a model that is set up with {method!r}; DRA takes those of AnnData."

@@ -116,7 +116,7 @@ def _dtype(built: Built) -> np.dtype[Any]:
         order = state[1]
         demand(order in ("<", ">", "|", "="), built.name)
     if code in NUMBERS or code in ("O8", "O4", "O"):
-        return np.dtype("O" if code[0] == "O" else order + code)
+        return np.dtype(order + code)
     kind, length = code[:1], code[1:]
     if kind in ("M", "m") and length == "8":
         return np.dtype(f"{order}{code}[{_unit(state, built.name)}]")
@@ -163,7 +163,7 @@ def _filled(shape: Any, dtype: Any, data: Any, order: Any, name: str) -> np.ndar
     values = np.empty(size, dtype=object)
     for i, value in enumerate(data):  # an assignment of all would look into sequences
         values[i] = value
-    return values.reshape(shape, order=order)
+    return np.asarray(values.reshape(shape), order=order)  # listed row by row in either order
 
 
 def _of_bytes(data: Any, dtype: np.dtype[Any], size: int, name: str) -> np.ndarray[Any, Any]:
@@ -307,6 +307,7 @@ def _chunks(built: Built) -> list[str]:
 _ARRAYS_OF_STRINGS = (
     "pandas.arrays.StringArray",
     "pandas.core.arrays.string_.StringArray",
+    "pandas.core.arrays.string_.StringArrayNumpySemantics",
 )
 
 

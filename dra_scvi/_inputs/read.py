@@ -188,7 +188,6 @@ def _remark_on_features(adata: AnnData, path: Path) -> None:
         warnings.warn(
             f"{path} holds features that are not Gene Expression ({others}), which are taken for "
             "genes; write the file without them to leave them out.",
-            UserWarning,
             stacklevel=2,
         )
 

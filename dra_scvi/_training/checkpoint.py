@@ -176,8 +176,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         When it is no checkpoint, any bit of it has changed, or a part of it cannot be of a
         training.
     """
+    found = read_content(path)
     with _naming(path):
-        check_content(found := read_content(path))
+        check_content(found)
     return found
 
 

@@ -91,7 +91,7 @@ def _name(value: Any) -> str:
 
 def _function(function: FunctionType, within: tuple[Any, ...]) -> dict[str, Any]:
     codes = list(_codes(function.__code__))
-    found = hashlib.sha256(usedforsecurity=False)
+    found = hashlib.sha256()
     for code in codes:
         plain = [c for c in code.co_consts if not isinstance(c, CodeType)]
         found.update(code.co_code + repr((plain, code.co_names, code.co_varnames)).encode())

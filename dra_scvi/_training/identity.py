@@ -174,7 +174,6 @@ def check_identity(path: Path, saved: Identity, now: Identity) -> None:
     if kinds:
         warnings.warn(
             f"going on from {path}: whether {' and '.join(kinds)} did not change cannot be told",
-            UserWarning,
             stacklevel=2,
         )
     if patches:
@@ -182,7 +181,6 @@ def check_identity(path: Path, saved: Identity, now: Identity) -> None:
             f"going on from {path} with other versions "
             f"({'; '.join(versions[name] for name in patches)}): results may differ from those "
             "of a run without a stop in their last digits",
-            UserWarning,
             stacklevel=2,
         )
 
@@ -202,7 +200,7 @@ def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
     was, is_now = _of(saved, name), _of(now, name)
     if not all(isinstance(value, dict) and "digest" in value for value in (was, is_now)):
         return f"{name}: {_shown(was)} in the checkpoint, {_shown(is_now)} now"
-    if was.get("sum", 0) == is_now.get("sum", 1):
+    if "sum" in was and was["sum"] == is_now.get("sum"):
         return f"{name}: in another order"
     if was.get("n") != is_now.get("n"):
         return f"{name}: {was.get('n')} in the checkpoint, {is_now.get('n')} now"
@@ -266,14 +264,14 @@ def _parts(counts: Any) -> Iterator[np.ndarray]:
     if isinstance(counts, pd.DataFrame):
         counts = counts.to_numpy()
     is_in_memory = isinstance(counts, np.ndarray) or hasattr(counts, "indptr")
-    for _, _, block in [(0, 0, counts)] if is_in_memory else blocks(counts):
+    for block in [counts] if is_in_memory else (block for _, _, block in blocks(counts)):
         is_sparse = hasattr(block, "indptr")  # a collection only looks like a sparse matrix
         yield from (block.data, block.indices, block.indptr) if is_sparse else (block,)
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:
     """Hash arrays, their types and shapes, one after the other."""
-    found = hashlib.sha256(usedforsecurity=False)
+    found = hashlib.sha256()
     for array in arrays:
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

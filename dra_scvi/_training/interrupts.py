@@ -161,7 +161,6 @@ class InterruptCheckpoint(Checkpoint):
             warnings.warn(
                 f"the state of training could not be written to {self.path} "
                 f"({self.file.problem}); training goes on without",
-                UserWarning,
                 stacklevel=2,
             )
 

@@ -2,8 +2,9 @@
 
     pip install mutmut coverage
     python tests/benchmarks/mutation.py                 # every file that mutation.toml names
-    python tests/benchmarks/mutation.py _priors.py      # one of them
+    python tests/benchmarks/mutation.py _module/axes.py # one of them
     python tests/benchmarks/mutation.py --keep          # go on, or try again what was not noticed
+    python tests/benchmarks/mutation.py --sample 100 --seed 1   # as many of each file, at random
 
 The changes are those of mutmut, and two more: a call whose value is not used is left out, a
 condition is turned round. mutmut's own runner leaves out functions with decorators, properties and
@@ -23,6 +24,7 @@ import importlib
 import json
 import os
 import pickle
+import random
 import resource
 import shutil
 import signal
@@ -42,7 +44,7 @@ import pytest
 from mutmut.mutation import mutators
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -323,9 +325,12 @@ def later_run(tests: list[str], seconds: dict[str, float]) -> int:
 
 
 def try_file(
-    name: str, tests: list[str], known: dict[tuple[str, ...], str], left_out: Collection[str]
+    name: str,
+    tests: list[str],
+    known: dict[tuple[str, ...], str],
+    changes: Sequence[Mutant],
 ) -> Iterator[tuple[Mutant, str, float]]:
-    """Yield every change of a file, its outcome, and the seconds that this took."""
+    """Yield changes of a file, their outcome, and the seconds that this took."""
     file = Path("dra_scvi", name).resolve()
     source = file.read_text()
     first = in_fork(lambda: first_run(file, tests), 1800)
@@ -336,9 +341,7 @@ def try_file(
             importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a fork need not look through what was imported
-    for mutant in mutants(name, source):
-        if mutant.where in left_out:
-            continue
+    for mutant in changes:
         outcome, start = known.get(mutant.key, "survived"), time.perf_counter()
         if outcome == "survived":
             lines = _statement(source, mutant.line)
@@ -350,6 +353,18 @@ def try_file(
             outcome = "survived" if in_fork(job, 30 + 5 * sum(seconds.values())) == 0 else "killed"
         yield mutant, outcome, time.perf_counter() - start
     write(file, source)
+
+
+def choose(
+    name: str, left_out: Collection[str], sample: int | None, seed: int
+) -> tuple[list[Mutant], int]:
+    """Return the changes of a file that are tried, and how many there are."""
+    source = Path("dra_scvi", name).read_text()
+    found = [mutant for mutant in mutants(name, source) if mutant.where not in left_out]
+    if sample is None or sample >= len(found):
+        return found, len(found)
+    places = random.Random(seed).sample(range(len(found)), sample)
+    return [found[place] for place in sorted(places)], len(found)
 
 
 def write(file: Path, text: str) -> None:
@@ -364,6 +379,7 @@ def copy_project(folder: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "results", "archive")
     for name in ("dra_scvi", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    (folder / "tests" / "__init__.py").touch()  # some libraries install a package of this name
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, folder)
@@ -397,6 +413,8 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="files of dra_scvi; all of mutation.toml if none")
     parser.add_argument("--output", type=Path, default=ROOT / "mutants.json")
     parser.add_argument("--keep", action="store_true", help="keep what --output says was noticed")
+    parser.add_argument("--sample", type=int, help="changes of each file, chosen at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice")
     arguments = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -410,17 +428,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy_project(Path(folder).resolve())
         for name in arguments.files or tests:
+            left_out = config.get("left_out", {}).get(name, ())
+            changes, total = choose(name, left_out, arguments.sample, arguments.seed)
             found = []
-            for mutant, outcome, seconds in try_file(
-                name, tests[name], known, config.get("left_out", {}).get(name, ())
-            ):
+            for mutant, outcome, seconds in try_file(name, tests[name], known, changes):
                 row = {"key": mutant.key, "outcome": outcome, "seconds": round(seconds, 1)}
                 results[mutant.key] = row
                 found.append(row)
                 output.write_text(json.dumps(list(results.values()), indent=1))
                 if outcome == "survived":
                     print(as_toml(mutant), flush=True)
-            table.append(summary(name, found))
+            table.append(summary(name, found, total))
             print(table[-1], flush=True)
     print("", *table, sep="\n")
 
@@ -432,7 +450,7 @@ def as_toml(mutant: Mutant) -> str:
     return f"\n# line {mutant.line}\n[[equivalent]]\n{fields}\nreason = "
 
 
-def summary(name: str, rows: list[dict[str, Any]]) -> str:
+def summary(name: str, rows: list[dict[str, Any]], total: int) -> str:
     """Count the outcomes of a file."""
     count = {
         outcome: sum(row["outcome"] == outcome for row in rows)
@@ -441,8 +459,9 @@ def summary(name: str, rows: list[dict[str, Any]]) -> str:
     share = count["killed"] / max(1, count["killed"] + count["survived"])
     seconds = sum(row["seconds"] for row in rows)
     return (
-        f"{name:24} {len(rows):4} mutants: {count['killed']} noticed, {count['survived']} not, "
-        f"{count['equivalent']} equivalent; {share:.1%} of the others noticed; {seconds:.0f} s"
+        f"{name:32} {len(rows):4} of {total} mutants: {count['killed']} noticed, "
+        f"{count['survived']} not, {count['equivalent']} equivalent; "
+        f"{share:.1%} of the others noticed; {seconds:.0f} s"
     )
 
 

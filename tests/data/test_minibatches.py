@@ -16,14 +16,10 @@ from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
 
 from dra_scvi import DRA
 from dra_scvi._data import minibatches as _data_splitting
-from dra_scvi._data import rows as rows_module
 from dra_scvi._data.minibatches import DataSplitter, Minibatches
 from dra_scvi._data.rows import (
     DenseRows,
-    DeviceSparseRows,
-    SparseRows,
     StoredRows,
-    narrow,
     registered_rows,
 )
 from dra_scvi._data.shares import Share
@@ -151,65 +147,6 @@ def test_a_last_minibatch_of_one_cell_trains(adata: AnnData) -> None:
     )
     assert len(model.train_indices) == n_train
     assert np.isfinite(model.get_latent_representation()).all()
-
-
-@pytest.mark.parametrize("log1p", [False, True])
-@pytest.mark.parametrize("index", [[0, 3, 3, 1], [2], [4, 0]])
-def test_all_ways_of_holding_rows_agree(log1p: Any, index: Any) -> None:
-    rng = np.random.default_rng(1)
-    x = rng.poisson(0.7, (5, 7)).astype(np.float32)
-    x[4] = 0
-    csr = sp.csr_matrix(x)
-    weight = torch.from_numpy(rng.normal(size=(7, 3)).astype(np.float32))
-    seen = np.log1p(x[index]) if log1p else x[index]
-    for rows in (
-        DenseRows(torch.from_numpy(narrow(x)), torch.float32),
-        SparseRows(csr),
-        DeviceSparseRows(csr, torch.device("cpu")),
-    ):
-        taken = rows.take(torch.tensor(index))
-        assert taken.dtype == torch.float32
-        np.testing.assert_array_equal(taken.numpy(), x[index])
-        projection = rows.project(torch.tensor(index), weight, log1p)
-        np.testing.assert_allclose(projection.numpy(), seen @ weight.numpy(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("room", "kind"), [(1e9, DenseRows), (10_000, DeviceSparseRows), (10, type(None))]
-)
-def test_an_accelerator_holds_what_fits(
-    monkeypatch: pytest.MonkeyPatch, room: Any, kind: Any
-) -> None:
-    monkeypatch.setattr(rows_module, "_free_memory", lambda device: room)
-    x = sp.random(200, 100, 0.02, format="csr", random_state=0)
-    x.data = np.ceil(x.data * 5)
-    rows = rows_module._rows(x, np.float32, torch.device("cpu"))
-    assert type(rows) is kind
-    if rows is not None:
-        np.testing.assert_array_equal(rows.take(torch.arange(200)).numpy(), x.toarray())
-    if kind is DenseRows:
-        assert rows.matrix.dtype == torch.uint8
-
-
-@pytest.mark.parametrize(
-    ("values", "dtype"),
-    [([0, 255], "uint8"), ([0, 256], "int16"), ([32768], "float32"), ([], "float32")],
-)
-def test_narrow_keeps_every_value(values: Any, dtype: Any) -> None:
-    narrowed = narrow(np.array(values, dtype=np.float64))
-    assert narrowed.dtype == dtype
-    np.testing.assert_array_equal(narrowed, values)
-
-
-def test_duplicate_entries_are_summed_and_the_matrix_of_the_caller_left_alone(
-    adata: AnnData,
-) -> None:
-    x = sp.csr_matrix(
-        (np.ones(4, np.float32), np.array([0, 0, 1, 2]), np.array([0, 3, 4])), shape=(2, 3)
-    )
-    rows = rows_module._rows(x, np.float32, None)
-    np.testing.assert_array_equal(rows.take(torch.arange(2)).numpy(), x.toarray())
-    assert x.nnz == 4
 
 
 def in_file(adata: AnnData, path: Path, form: str) -> AnnData:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
@@ -17,7 +17,7 @@ from scipy import sparse
 
 from dra_scvi._data import structure
 from dra_scvi._data.keys import named_layers, validate_keys
-from dra_scvi._data.validation import validate_counts
+from dra_scvi._data.validation import holds_counts, validate_counts
 from dra_scvi._exceptions import InvalidCountsError
 
 if TYPE_CHECKING:
@@ -187,6 +187,162 @@ def test_non_integers_can_be_allowed_but_not_nan() -> None:
     matrix[4, 5] = np.nan
     with pytest.raises(InvalidCountsError, match="NaN"):
         validate_counts(named(matrix), allow_noninteger=True)
+
+
+def message_of(
+    matrix: object, layer: str | None = None, to_train: bool = True, **more: Any
+) -> str:
+    with pytest.raises(InvalidCountsError) as caught:
+        validate_counts(named(matrix, **more), layer, to_train=to_train)
+    return str(caught.value)
+
+
+def with_values(*values: float) -> np.ndarray:
+    matrix = counts()
+    matrix[0, : len(values)] = values
+    return matrix
+
+
+NO_OTHER = "ass the layer of raw counts as layer=...; no other matrix here holds integers."
+LOGS, SCALED = "It looks log-normalised", "It looks scaled"
+NEEDED = ", and raw counts are needed: "
+
+
+@pytest.mark.parametrize(
+    ("values", "to_train", "remedy"),
+    [
+        ((np.nan,), True, "Repair them, or drop those cells or genes."),
+        ((np.inf,), False, "Repair them, or drop those cells or genes."),
+        ((0.5,), True, f"{LOGS}{NEEDED}p{NO_OTHER}"),
+        ((0.5, 19.5), True, f"{LOGS}{NEEDED}p{NO_OTHER}"),
+        ((0.5, 20), True, f"P{NO_OTHER}"),
+        ((-1,), True, f"P{NO_OTHER}"),
+        ((-1, 0.5), True, f"{SCALED}{NEEDED}p{NO_OTHER}"),
+        ((0.5,), False, f"{LOGS}{NEEDED}put counts into adata.X, which the model reads."),
+        ((-1,), False, "Put counts into adata.X, which the model reads."),
+    ],
+)
+def test_remedies(values: tuple[float, ...], to_train: bool, remedy: str) -> None:
+    assert message_of(with_values(*values), to_train=to_train).endswith(f"). {remedy}")
+
+
+def test_the_value_is_shown_unless_it_is_none() -> None:
+    assert "gene 'gene-0', value -1.5). " in message_of(with_values(-1.5))
+    assert "gene 'gene-0'). " in message_of(with_values(np.nan))
+    assert "gene 'gene-0'). " in message_of(with_values(-np.inf))
+
+
+def test_matrices_that_hold_counts_are_named() -> None:
+    bad = with_values(-1)
+    layers = {f"l{i:02d}": counts() for i in range(10)}
+    others = {"zero": 0 * counts(), "words": counts().astype(complex), "bad": bad}
+    said = message_of(bad, layers={**layers, **others})
+    named_ten = ", ".join(f"layer={name!r}" for name in layers)
+    assert said.endswith(f"). Pass the raw counts (integers are in: {named_ten}).")
+    said = message_of(bad, layers={**layers, "l10": counts() > 1})
+    assert said.endswith(f"(integers are in: {named_ten}, ...).")
+    said = message_of(counts(), "bad", layers={"bad": bad})
+    assert said.endswith("(integers are in: layer=None, that is adata.X).")
+    said = message_of(counts(), "bad", layers={"bad": bad, "two": counts()})
+    assert said.endswith("(integers are in: layer='two', layer=None, that is adata.X).")
+
+
+@pytest.mark.parametrize("n_genes", [N_GENES, 3])
+def test_raw_counts_are_named(n_genes: int) -> None:
+    adata = named(counts())[:, :n_genes].copy()
+    whole = named(counts())
+    whole.raw = adata
+    whole.X = with_values(-1)
+    with pytest.raises(InvalidCountsError) as caught:
+        validate_counts(whole)
+    place = "adata.raw" if n_genes == N_GENES else "adata.raw, of 3 genes"
+    assert f"(integers are in: {place}; adata.raw.to_adata() makes an AnnData of it)" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[True, False]]), True),
+        (np.array([[0, 3]], np.uint8), True),
+        (np.array([[0, 3]]), True),
+        (np.array([[-1, 3]]), False),
+        (np.array([[0.0, 3.0]]), True),
+        (np.array([[-1.0, 3.0]]), False),
+        (np.array([[0.0, np.nan]]), False),
+        (np.array([[0.0, np.inf]]), False),
+        (np.array([[0.5, 1.0]]), False),
+        (np.zeros((0, 2)), True),
+        (sparse.csr_matrix(np.array([[0.0, 0.5]])), False),
+        (sparse.csr_matrix((2, 2)), True),
+    ],
+)
+def test_what_counts_are(values: Any, expected: bool) -> None:
+    assert holds_counts(values) is expected
+
+
+def test_cells_to_be_embedded_may_be_few_or_empty() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        validate_counts(named(np.ones((1, 2))), to_train=False)
+    with pytest.warns(
+        UserWarning, match=r"^adata.X: 1 cell has no counts \(first: 'cell-0'\)\. The"
+    ):
+        validate_counts(named(np.zeros((1, 2))), to_train=False)
+    for shape in ((0, 2), (1, 0)):
+        with pytest.raises(InvalidCountsError, match="nothing to work on. Check earlier filters"):
+            validate_counts(named(np.ones(shape)), to_train=False)
+    with pytest.raises(InvalidCountsError, match="^adata has only 1 cell; at least 3 are needed"):
+        validate_counts(named(np.ones((1, 2))))
+    adata = named(np.array([[1.0, 1.0], [0.0, 0.0]]))
+    adata.obs["donor"] = ["a", "b"]
+    with pytest.warns(UserWarning, match="1 cell has no counts"):
+        validate_counts(adata, batch_key="donor", to_train=False)
+
+
+def test_genes_without_counts_are_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
+    matrix = counts()
+    with caplog.at_level("INFO", "dra_scvi"):
+        validate_counts(named(matrix))
+        assert caplog.messages == []
+        matrix[:, [2]] = 0
+        validate_counts(named(matrix))
+        matrix[:, [5]] = 0
+        validate_counts(named(sparse.csc_matrix(matrix)))
+    assert caplog.messages == [
+        "adata.X: 1 gene has no counts.",
+        "adata.X: 2 genes have no counts.",
+    ]
+
+
+def test_remarks_come_in_this_order_and_from_the_caller() -> None:
+    matrix = counts()
+    matrix[[3, 4]] = 0
+    matrix[0, :2] = 0.5, 2**25
+    adata = named(matrix, layers={"l": matrix})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata.obs_names = ["a", "a", "a", *adata.obs_names[3:]]
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030
+        validate_counts(adata, "l", allow_noninteger=True)
+    said = [str(one.message) for one in caught]
+    assert [one.filename for one in caught] == [__file__] * 4
+    assert said[0].startswith("adata.layers['l'] holds 1 non-integer value (first: cell 'a', gene")
+    assert said[1].startswith("adata.layers['l']: 2 cells have no counts (first: 'cell-3'). Their")
+    assert said[2].startswith("2 cell names repeat an earlier one; adata.obs_names_make_unique()")
+    assert said[3].startswith("adata.layers['l'] holds counts up to 33554432; above 2**24 = 16777")
+
+
+def test_two_gene_names_are_not_unique() -> None:
+    adata = named(counts())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata.var_names = list("abbbccd")
+    with pytest.raises(
+        ValueError, match=r"^2 gene names are not unique \(first: 'b'\)\. Call adat"
+    ):
+        validate_counts(adata)
 
 
 @pytest.mark.parametrize(

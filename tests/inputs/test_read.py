@@ -1,12 +1,12 @@
-"""Reading by kind, and writing whole or not at all."""
+"""Reading by kind: what is read, and what is said of what is not."""
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -15,17 +15,8 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.io import mmwrite
 
-from dra_scvi._inputs.read import read_input
-from dra_scvi._outputs import files as _files
-from dra_scvi._outputs.files import (
-    append_line,
-    atomic_folder,
-    atomic_path,
-    check_output,
-    write_h5ad,
-    write_json,
-    write_text,
-)
+from dra_scvi._exceptions import InputError, InvalidCountsError
+from dra_scvi._inputs.read import check_anndata, check_kind, is_zarr, read_input
 
 
 @pytest.fixture
@@ -175,200 +166,174 @@ def test_read_empty_zarr(tmp_path: Path) -> None:
         read_input(tmp_path / "a.zarr")
 
 
-def test_check_output_free_name(tmp_path: Path) -> None:
-    check_output(tmp_path / "new.h5ad", force=False)
-    assert list(tmp_path.iterdir()) == []
+class Fault(Exception):
+    """What a library may raise."""
 
 
-def test_check_output_existing(tmp_path: Path) -> None:
-    path = tmp_path / "old.h5ad"
-    path.write_text("kept")
-    with pytest.raises(FileExistsError, match=r"old\.h5ad exists; pass --force to replace it"):
-        check_output(path, force=False)
-    check_output(path, force=True)
-    assert path.read_text() == "kept"
+def test_a_reader_of_ones_own_and_its_errors(adata: AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5ad"
+    path.touch()
+    path.write_text("content")
+    read_paths: list[Path] = []
 
+    def read(given: Path) -> AnnData:
+        read_paths.append(given)
+        return adata
 
-@pytest.mark.parametrize("force", [False, True])
-def test_check_output_no_folder(tmp_path: Path, force: bool) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the output folder .*none does not exist"):
-        check_output(tmp_path / "none" / "a.h5ad", force=force)
+    assert read_input(str(path), read) is adata
+    assert read_paths == [path]
 
-
-def test_atomic_path_success(tmp_path: Path) -> None:
-    target = tmp_path / "a.tar.gz"
-    target.write_text("old")
-    with atomic_path(target) as temporary:
-        temporary.write_text("new")
-        assert target.read_text() == "old"
-        assert temporary.parent == tmp_path
-        assert temporary.name.startswith(".")
-        assert temporary.suffix == ".gz"
-        assert str(os.getpid()) in temporary.name
-    assert target.read_text() == "new"
-    assert os.listdir(tmp_path) == ["a.tar.gz"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_atomic_path_failure_keeps_the_old_file(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-
-    def write_half() -> None:
-        with atomic_path(target) as temporary:
-            temporary.write_text("half")
+    def fail_with(error: BaseException) -> Any:
+        def fail(_: Path) -> AnnData:
             raise error
 
-    with pytest.raises(error):
-        write_half()
-    assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+        return fail
+
+    for error in (ImportError("a"), PermissionError("b"), InputError("c")):
+        with pytest.raises(type(error)) as caught:
+            read_input(path, fail_with(error))
+        assert caught.value is error
+    words = (
+        rf"^{path} could not be read as an .h5ad file: .*own words.* Accepted: an .h5ad file, a z"
+    )
+    with pytest.raises(InputError, match=words) as told:
+        read_input(path, fail_with(Fault("own words")))
+    assert isinstance(told.value.__cause__, Fault)
+    words = f"^{path} could not be read as an .h5ad file: it holds neither cells nor genes.$"
+    with pytest.raises(InputError, match=words):
+        read_input(path, lambda _: AnnData())
+    assert read_input(path, lambda _: adata[:0].copy()).shape == (0, 4)
 
 
-def test_atomic_path_flushed_before_it_is_renamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def damaged(shape: tuple[int, int]) -> sparse.csr_matrix:
+    matrix = sparse.csr_matrix(np.ones(shape, np.float32))
+    matrix.indices[-1] = 99
+    return matrix
+
+
+@pytest.mark.parametrize("place", ["X", "layers", "obsm", "varm", "obsp", "varp", "raw"])
+def test_every_matrix_is_looked_at(adata: AnnData, tmp_path: Path, place: str) -> None:
+    path = tmp_path / "a.h5ad"
+    path.write_text("content")
+    sizes = {"varm": (4, 4), "varp": (4, 4), "obsp": (6, 6)}
+    matrix = damaged(sizes.get(place, (6, 4)))
+    if place == "X":
+        adata.X = matrix
+    elif place == "raw":
+        adata.raw = AnnData(matrix)
+    else:
+        getattr(adata, place)["k"] = matrix
+    name = {"layers": "layer 'k'", "X": "X", "raw": "raw"}.get(place, f"{place} 'k'")
+    with pytest.raises(InvalidCountsError, match=f"^{name} of {path} is a damaged sparse matrix"):
+        read_input(path, lambda _: adata)
+
+
+def test_unsigned_indices_are_read(adata: AnnData, tmp_path: Path) -> None:
+    (tmp_path / "a.h5ad").write_text("content")
+    adata.X.indptr = adata.X.indptr.astype(np.uint64)
+    assert read_input(tmp_path / "a.h5ad", lambda _: adata).X.indptr.dtype == np.int64
+
+
+def test_what_a_path_is(tmp_path: Path) -> None:
+    check_kind(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is a pipe or a device; write its content to a fi"):
+        check_kind(tmp_path / "pipe")
+    (tmp_path / "a").touch()
+    with pytest.raises(InputError, match=rf"a is empty \(0 bytes\); expected {ACCEPTED}.$"):
+        check_kind(tmp_path / "a")
+    (tmp_path / "a").write_text("x")
+    check_kind(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path / 'b'} does not exist$"):
+        check_kind(tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match=f"; did you mean {tmp_path / 'pipe'}[?]$"):
+        check_kind(tmp_path / "pip")
+
+
+ACCEPTED = (
+    "an .h5ad file, a zarr store of an AnnData, a 10x .h5 file, "
+    "or a folder with one .mtx and labels.txt"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "kind"),
+    [
+        ("a.zarr", [], "a zarr store of an AnnData"),
+        ("a.ZARR", [], "a zarr store of an AnnData"),
+        ("a", [".zgroup"], "a zarr store of an AnnData"),
+        ("a", ["zarr.json", "labels.txt", "x.mtx"], "a zarr store of an AnnData"),
+        ("a", ["labels.txt", "x.mtx"], "a folder with one .mtx and labels.txt"),
+        ("a.h5ad", None, "an .h5ad file"),
+        ("a.H5AD", None, "an .h5ad file"),
+        ("a.h5", None, "a 10x .h5 file"),
+        ("a.h5ad", [], None),
+        ("a.zarr", None, None),
+        ("a", ["labels.txt"], None),
+        ("a", ["x.mtx"], None),
+        ("a", ["model.pt"], "model"),
+    ],
+)
+def test_kinds(tmp_path: Path, name: str, files: list[str] | None, kind: str | None) -> None:
+    path = tmp_path / name
+    if files is None:
+        path.write_text("content")
+    else:
+        path.mkdir()
+        for file in files:
+            (path / file).touch()
+    assert is_zarr(path) == bool({".zgroup", "zarr.json"} & set(files or ()))
+    if kind in (None, "model"):
+        words = (
+            "is a saved model and .*'dra-scvi embed CELLS.h5ad --model a' em"
+            if kind
+            else (f"^{path} is not a known kind of input; accepted: {ACCEPTED}.$")
+        )
+        with pytest.raises(InputError, match=words):
+            read_input(path)
+    else:
+        with pytest.raises(InputError, match=f"{path} could not be read as {kind}"):
+            read_input(path, lambda _: AnnData())
+
+
+@pytest.mark.parametrize(
+    ("parts", "hint"),
+    [
+        (("var",), "it has no obs, which every AnnData has"),
+        (("obs",), "it has no var, which every AnnData has"),
+        (("mod", "obs"), "it is a MuData; write one of its modalities as an .h5ad"),
+        (("matrix",), "it looks like a 10x file or a loom; name a 10x file .h5"),
+        (("mod", "matrix"), "it is a MuData; write one of its modalities as an .h5ad"),
+    ],
+)
+def test_what_is_no_anndata(parts: tuple[str, ...], hint: str) -> None:
+    words = f"^a.h5ad could not be read as an .h5ad file: {hint}. Accepted: {ACCEPTED}.$"
+    with pytest.raises(InputError, match=words):
+        check_anndata(parts, Path("a.h5ad"))
+    check_anndata(("obs", "var", "mod"), Path("a.h5ad"))
+
+
+@pytest.mark.parametrize("name", ["a.h5ad", "a.zarr"])
+def test_features_that_are_no_genes_are_remarked_on(
+    adata: AnnData, tmp_path: Path, name: str
 ) -> None:
-    def failing(descriptor: int) -> None:
-        raise OSError("disk is full")
-
-    (tmp_path / "a.txt").write_text("old")
-    monkeypatch.setattr(_files.os, "fsync", failing)
-    with pytest.raises(OSError, match="disk is full"):
-        write_text("new", tmp_path / "a.txt")
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_atomic_path_nothing_written(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt"):
-        pass
-    assert os.listdir(tmp_path) == []
+    path, write = tmp_path / name, "write_h5ad" if name == "a.h5ad" else "write_zarr"
+    adata.var["feature_types"] = ["Gene Expression"] * 4
+    getattr(adata, write)(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*holds features")
+        read_input(path)
+    adata.var["feature_types"] = ["Gene Expression", "Peaks", "Peaks", "Antibody Capture"]
+    getattr(adata, write)(path)
+    words = (
+        rf"^{path} holds features that are not Gene Expression \(2 Peaks, 1 Antibody Capture\), w"
+    )
+    with pytest.warns(UserWarning, match=words):
+        read_input(path)
 
 
-def test_atomic_path_no_folder(tmp_path: Path) -> None:
-    with (
-        pytest.raises(FileNotFoundError, match="create it first"),
-        atomic_path(tmp_path / "none" / "a.txt"),
-    ):
-        pytest.fail("the block must not run")
-
-
-def test_folder_whole_or_not_at_all(tmp_path: Path) -> None:
-    for content in ("one", "two"):  # made, then added to
-        with atomic_folder(str(tmp_path / "model")) as temporary:
-            assert temporary.parent == tmp_path
-            (temporary / "a").write_text(content)
-            (temporary / content).touch()
-        assert (tmp_path / "model" / "a").read_text() == content
-    assert sorted(os.listdir(tmp_path / "model")) == ["a", "one", "two"]
-
-    def interrupt(folder: Path) -> None:
-        (folder / "a").write_text("half")
-        raise KeyboardInterrupt
-
-    for name in ("model", "new"):
-        with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / name) as temporary:
-            interrupt(temporary)
-    assert (tmp_path / "model" / "a").read_text() == "two"
-    assert os.listdir(tmp_path) == ["model"]
-    with (
-        pytest.raises(FileNotFoundError, match="create it first"),
-        atomic_folder(tmp_path / "no" / "model"),
-    ):
-        pass
-
-
-def test_write_h5ad_round_trip(adata: AnnData, tmp_path: Path) -> None:
-    adata.raw = adata.copy()
-    write_h5ad(adata, tmp_path / "a.h5ad")
-    read = anndata.read_h5ad(tmp_path / "a.h5ad")
-    np.testing.assert_array_equal(read.obsm["X_dra"], adata.obsm["X_dra"])
-    np.testing.assert_array_equal(read.layers["counts"], adata.layers["counts"])
-    np.testing.assert_array_equal(read.raw.X.toarray(), adata.X.toarray())
-    assert read.uns["settings"]["k"] == 2
-    assert os.listdir(tmp_path) == ["a.h5ad"]
-
-
-def test_write_h5ad_same_content_same_bytes(adata: AnnData, tmp_path: Path) -> None:
-    write_h5ad(adata, tmp_path / "a.h5ad")
-    write_h5ad(adata.copy(), tmp_path / "b.h5ad")
-    first = (tmp_path / "a.h5ad").read_bytes()
-    assert first == (tmp_path / "b.h5ad").read_bytes()
-    adata.obsm["X_dra"][0, 0] += 1
-    write_h5ad(adata, tmp_path / "b.h5ad")
-    assert first != (tmp_path / "b.h5ad").read_bytes()
-
-
-def test_write_h5ad_object_is_not_changed(adata: AnnData, tmp_path: Path) -> None:
-    before = adata.obs.dtypes.to_dict()
-    write_h5ad(adata, tmp_path / "a.h5ad")
-    assert adata.obs.dtypes.to_dict() == before
-    assert adata.filename is None
-
-
-def test_write_h5ad_view_and_backed(adata: AnnData, tmp_path: Path) -> None:
-    write_h5ad(adata[1:4], tmp_path / "view.h5ad")
-    backed = anndata.read_h5ad(tmp_path / "view.h5ad", backed="r")
-    write_h5ad(backed, tmp_path / "copy.h5ad")
-    assert Path(backed.filename) == tmp_path / "view.h5ad"
-    backed.file.close()
-    read = anndata.read_h5ad(tmp_path / "copy.h5ad")
-    assert list(read.obs_names) == ["cell-1", "cell-2", "cell-3"]
-
-
-def test_write_h5ad_failure_keeps_the_old_file(adata: AnnData, tmp_path: Path) -> None:
-    write_h5ad(adata, tmp_path / "a.h5ad")
-    before = (tmp_path / "a.h5ad").read_bytes()
-    adata.uns["bad"] = object()
-    with pytest.raises(Exception, match="object"):
-        write_h5ad(adata, tmp_path / "a.h5ad")
-    assert (tmp_path / "a.h5ad").read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.h5ad"]
-
-
-def test_write_json(tmp_path: Path) -> None:
-    payload = {"b": np.float32(0.5), "a": [np.int64(2), np.bool_(True)], "c": np.arange(2)}
-    write_json({**payload, "p": tmp_path}, tmp_path / "a.json")
-    text = (tmp_path / "a.json").read_text()
-    assert json.loads(text) == {"a": [2, True], "b": 0.5, "c": [0, 1], "p": str(tmp_path)}
-    assert text.startswith('{\n  "a": [\n')
-    assert text.endswith("}\n")
-
-
-@pytest.mark.parametrize("value", [float("nan"), np.float32("inf"), np.array([np.nan])])
-def test_write_json_has_no_nan(tmp_path: Path, value: object) -> None:
-    (tmp_path / "a.json").write_text("old")
-    with pytest.raises(ValueError, match="JSON"):
-        write_json({"x": value}, tmp_path / "a.json")
-    assert (tmp_path / "a.json").read_text() == "old"
-
-
-def test_write_json_refuses_objects(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="set has no counterpart in JSON"):
-        write_json({"x": {1}}, tmp_path / "a.json")
-    assert os.listdir(tmp_path) == []
-
-
-def test_write_json_to_standard_output(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_json({"x": 1}, "-")
-    assert capsys.readouterr().out == '{\n  "x": 1\n}\n'
-    assert os.listdir(tmp_path) == []
-
-
-def test_write_text(tmp_path: Path) -> None:
-    write_text("é\r\nb\n", tmp_path / "a.txt")
-    assert (tmp_path / "a.txt").read_bytes() == "é\r\nb\n".encode()
-
-
-def test_write_append(tmp_path: Path) -> None:
-    append_line(tmp_path / "log", "one")
-    append_line(tmp_path / "log", "two")
-    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
-    with pytest.raises(ValueError, match="line ends"):
-        append_line(tmp_path / "log", "three\n")
-    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+def test_a_folder_whose_matrix_is_none(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a\n")
+    (tmp_path / "x.mtx").mkdir()
+    with pytest.raises(InputError, match="mtx"):
+        read_input(tmp_path)
