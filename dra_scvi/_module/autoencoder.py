@@ -17,7 +17,7 @@ from dra_scvi._kernels.likelihood import count_log_prob, log_counts
 from dra_scvi._module.priors import NormalPrior, Prior
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
@@ -88,7 +88,7 @@ class Autoencoder(VAE):
         return self.z_encoder.encoder.fc_layers[0][0]
 
     def _get_inference_input(
-        self, tensors: dict[str, Tensor | None], full_forward_pass: bool = False
+        self, tensors: Mapping[str, Tensor | None], full_forward_pass: bool = False
     ) -> dict[str, Any]:
         """Hand a module that was trained in double precision what it can multiply."""
         inputs = super()._get_inference_input(tensors, full_forward_pass)
