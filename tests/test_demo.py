@@ -46,7 +46,9 @@ def test_scores_are_held_against_the_spread_of_seeds() -> None:
 def test_time_and_loss_are_those_found() -> None:
     loss = np.array([100.0, *np.linspace(60, 50, 9), 48, 45.0])
     found = demo.conclusions(SCORES, SECONDS, loss)
-    assert found[1].startswith("Time: PCA 2 s, scVI 44 s, DRA 28 s,")
+    assert found[1].startswith(
+        "Time: PCA 2 s, scVI 44 s, DRA 28 s; scVI for as many epochs as DRA (12)"
+    )
     assert "fell from 100 to 45, 5% of that in the last tenth" in found[3]
 
 

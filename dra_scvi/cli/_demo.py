@@ -28,7 +28,7 @@ def demo(common: Common, output: Path) -> Result:
     """Embed 700 blood cells with PCA, scVI and DR-A, and compare the three.
 
     The counts ship with scanpy: nothing is downloaded. DIR gets pbmc68k.h5ad, umap.png,
-    training.png and metrics.json.
+    training.png and metrics.json; a sentence on stderr says what follows from each result.
 
     Example: dra-scvi demo
     """

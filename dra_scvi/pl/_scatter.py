@@ -92,7 +92,7 @@ def _scatter(
         show=False,
         **{
             "size": area,
-            "linewidths": EDGE * np.sqrt(np.mean(np.asarray(area, float))),
+            "linewidths": EDGE * float(np.sqrt(np.mean(np.asarray(area, dtype=float)))),
             "edgecolor": "white",
             "marker": "o",
             "colorbar_loc": None,
