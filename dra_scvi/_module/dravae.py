@@ -179,7 +179,7 @@ class DRAVAE(Autoencoder):
         self.latent_discriminator = make(n_latent, n_hidden_discriminator, n_batch)
         self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)
 
-    def calibrate(self, minibatches: Iterable[dict[str, Tensor]]) -> bool:
+    def calibrate(self, minibatches: Iterable[dict[str, Any]]) -> bool:
         """Fit :attr:`embedding` to some cells, which are decoded where that has a use.
 
         Parameters
@@ -204,7 +204,7 @@ class DRAVAE(Autoencoder):
             whole = [torch.cat(part) for part in zip(*parts, strict=True)]
         return self.embedding.fit(*whole)
 
-    def _expression(self, tensors: dict[str, Tensor], inference: dict[str, Any]) -> Tensor:
+    def _expression(self, tensors: dict[str, Any], inference: dict[str, Any]) -> Tensor:
         """``ln(1 + 10⁴ ρ)`` with ρ the decoder's share of each gene, or a normal's mean.
 
         That is the scale of log-normalised counts.

@@ -17,8 +17,8 @@ above zero.
   milliseconds that the device was busy.
 - `quality`: seconds until held-out ELBO and reconstruction are those that a short run of scVI
   ends with, at the same epochs and size of minibatches.
-- `after training`: seconds that DRA takes to learn axes and population, and cells embedded a
-  second.
+- `after training`: seconds that follow the last step of DRA, those that the first generated
+  cells, or saving, take besides, and cells embedded a second.
 - `large`: `speed` of 25 times as many cells.
 """
 
