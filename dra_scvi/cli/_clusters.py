@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dra_scvi.cli._session import KEY_ADDED, Common, warn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -87,7 +88,7 @@ def add_clusters(adata: AnnData, request: TrainRequest, common: Common) -> dict[
 def write_report(
     model: DRA,
     adata: AnnData,
-    scores: dict[str, Any],
+    figures: Mapping[str, Any],
     request: TrainRequest,
     common: Common,
 ) -> None:
@@ -106,7 +107,8 @@ def write_report(
         umap_key=UMAP,
         seed=common.seed,
         title=request.input_path.name,
-        scores=scores,
+        scores={name: figures[name] for name in ("kmeans", "leiden") if name in figures},
+        scored=figures.get("cells", "all"),
     )
     write_text(text, request.report, common.force)
     common.say(f"wrote {request.report}")

@@ -132,6 +132,7 @@ def page(
     seed: int,
     title: str = "",
     scores: Mapping[str, Mapping[str, Any]] | None = None,
+    scored: str = "all",
 ) -> str:
     """Compose the page of :func:`write`.
 
@@ -141,6 +142,8 @@ def page(
         What the cells are called.
     scores
         By method, as :func:`dra_scvi.metrics.clustering` returns them; computed unless given.
+    scored
+        Which cells the scores are of.
 
     The others are those of :func:`write`.
     """
@@ -174,6 +177,7 @@ def page(
         resolution=resolution_of(adata, cluster_key),
         n_drawn=f"{MOST_CELLS:,}" if adata.n_obs > MOST_CELLS else "",
         scores=[] if labels is None else score_rows(scores or {}, labels, clusters),
+        scored=scored,
         steps=next_steps(history, clusters, batches, use_rep),
         settings=settings_of(model, adata, use_rep),
         versions=[("Python", platform.python_version()), *((p, version(p)) for p in PACKAGES)],
