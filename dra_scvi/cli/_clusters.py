@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["UMAP", "add_clusters", "check_free", "write_report"]
 
 UMAP = "X_umap"
+FEWEST_CELLS = 10
 
 
 def check_free(adata: AnnData, request: TrainRequest, source: Path | None, common: Common) -> None:
-    """Refuse names that INPUT has, unless they may be replaced.
+    """Refuse too few cells, and names that INPUT has unless they may be replaced.
 
     Parameters
     ----------
@@ -36,6 +37,10 @@ def check_free(adata: AnnData, request: TrainRequest, source: Path | None, commo
     """
     from dra_scvi._inputs.out_of_core import stored_keys
 
+    if (request.adds_leiden or request.adds_umap) and adata.n_obs < FEWEST_CELLS:
+        raise ValueError(
+            f"INPUT has {adata.n_obs} cells; clusters and UMAP take at least {FEWEST_CELLS}"
+        )
     taken = []
     if request.adds_leiden and request.LEIDEN in adata.obs:
         taken.append(f"obs[{request.LEIDEN!r}]")

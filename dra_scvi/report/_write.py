@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dra_scvi import metrics
 from dra_scvi._argument_kinds import check_adata, check_number
 from dra_scvi._data.keys import validate_keys
-from dra_scvi._outputs.files import write_text
+from dra_scvi._outputs.files import check_output, write_text
 from dra_scvi.metrics._input import DEFAULT_REP, points_of
 from dra_scvi.report._advice import next_steps
 from dra_scvi.report._figures import Figure, draw_curves, draw_umap
@@ -107,6 +107,7 @@ def write(
     >>> dra_scvi.report.write(model, adata, "report.html", label_key="cell_type")  # doctest: +SKIP
     """
     path = Path(path).expanduser()
+    check_output(path, force=True)  # whether its folder is there
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists; pass replace=True, or choose another name")
     text = page(

@@ -237,6 +237,11 @@ def test_resolution_that_was_suggested_is_explained(
     assert told != found.is_stable
 
 
+def test_folder_that_is_not_there(model: DRA, adata: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="create it first"):
+        report.write(model, adata, tmp_path / "no" / "report.html")
+
+
 @pytest.mark.parametrize("key", ["label_key", "use_rep"])
 def test_names_that_are_not_there(key: str, model: DRA, adata: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyError, match=key):
