@@ -199,7 +199,7 @@ def cluster(
         found = cluster_graph(graph, _checked(resolution), seed)
         names = [str(number) for number in range(n_distinct(found))]
         adata.obs[key_added] = pd.Categorical.from_codes(found, names)
-        adata.uns[key_added] = {"params": graph.uns["cluster"]["params"], **origin}
+        adata.uns[key_added] = {**graph.uns["cluster"], **origin}
         adata.uns.pop(f"{key_added}_colors", None)  # of clusters that were there before
     if umap:
         import scanpy as sc

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dra_scvi.cli._session import KEY_ADDED, Common, warn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["UMAP", "add_clusters", "check_free", "write_report"]
 
 UMAP = "X_umap"
+FEWEST_CELLS = 10
 
 
 def check_free(adata: AnnData, request: TrainRequest, source: Path | None, common: Common) -> None:
-    """Refuse names that INPUT has, unless they may be replaced.
+    """Refuse too few cells, and names that INPUT has unless they may be replaced.
 
     Parameters
     ----------
@@ -35,6 +37,10 @@ def check_free(adata: AnnData, request: TrainRequest, source: Path | None, commo
     """
     from dra_scvi._inputs.out_of_core import stored_keys
 
+    if (request.adds_leiden or request.adds_umap) and adata.n_obs < FEWEST_CELLS:
+        raise ValueError(
+            f"INPUT has {adata.n_obs} cells; clusters and UMAP take at least {FEWEST_CELLS}"
+        )
     taken = []
     if request.adds_leiden and request.LEIDEN in adata.obs:
         taken.append(f"obs[{request.LEIDEN!r}]")
@@ -87,7 +93,7 @@ def add_clusters(adata: AnnData, request: TrainRequest, common: Common) -> dict[
 def write_report(
     model: DRA,
     adata: AnnData,
-    scores: dict[str, Any],
+    figures: Mapping[str, Any],
     request: TrainRequest,
     common: Common,
 ) -> None:
@@ -106,7 +112,8 @@ def write_report(
         umap_key=UMAP,
         seed=common.seed,
         title=request.input_path.name,
-        scores=scores,
+        scores={name: figures[name] for name in ("kmeans", "leiden") if name in figures},
+        scored=figures.get("cells", "all"),
     )
     write_text(text, request.report, common.force)
     common.say(f"wrote {request.report}")

@@ -206,7 +206,7 @@ def train(common: Common, **options: Any) -> Result | None:
     )
     scores = saving.compute(lambda: _score_training(adata, request, common))
     figures = _figures(adata, model, request, common, scores) | clusters
-    saving.log(lambda: write_report(model, adata, scores, request, common))
+    saving.log(lambda: write_report(model, adata, figures, request, common))
     saving.log(lambda: _log_metrics(figures, request))
     title = f"{_scored_cells(request)} cells of {request.input_path.name}"
     rows = clustering_rows(scores) if scores else ()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dra_scvi import metrics
 from dra_scvi._argument_kinds import check_adata, check_number
 from dra_scvi._data.keys import validate_keys
-from dra_scvi._outputs.files import write_text
+from dra_scvi._outputs.files import check_output, write_text
 from dra_scvi.metrics._input import DEFAULT_REP, points_of
 from dra_scvi.report._advice import next_steps
 from dra_scvi.report._figures import Figure, draw_curves, draw_umap
@@ -107,6 +107,7 @@ def write(
     >>> dra_scvi.report.write(model, adata, "report.html", label_key="cell_type")  # doctest: +SKIP
     """
     path = Path(path).expanduser()
+    check_output(path, force=True)  # whether its folder is there
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists; pass replace=True, or choose another name")
     text = page(
@@ -132,6 +133,7 @@ def page(
     seed: int,
     title: str = "",
     scores: Mapping[str, Mapping[str, Any]] | None = None,
+    scored: str = "all",
 ) -> str:
     """Compose the page of :func:`write`.
 
@@ -141,6 +143,8 @@ def page(
         What the cells are called.
     scores
         By method, as :func:`dra_scvi.metrics.clustering` returns them; computed unless given.
+    scored
+        Which cells the scores are of.
 
     The others are those of :func:`write`.
     """
@@ -174,6 +178,7 @@ def page(
         resolution=resolution_of(adata, cluster_key),
         n_drawn=f"{MOST_CELLS:,}" if adata.n_obs > MOST_CELLS else "",
         scores=[] if labels is None else score_rows(scores or {}, labels, clusters),
+        scored=scored,
         steps=next_steps(history, clusters, batches, use_rep),
         settings=settings_of(model, adata, use_rep),
         versions=[("Python", platform.python_version()), *((p, version(p)) for p in PACKAGES)],

@@ -49,7 +49,7 @@ def test_page_shows_what_was_written(folder: Path) -> None:
     assert "<h1>DR-A: &lt;b&gt;cells.h5ad</h1>" in page
     assert "Leiden at resolution 0.5" in page
     for name, size in adata.obs["leiden"].value_counts().items():
-        assert f'<tr><th scope="row">{name}</th><td>{size}</td>' in page
+        assert f'<tr><th scope="row">{name}</th><td>{size} (' in page
     for method in ("kmeans", "leiden"):
         assert f"<td>{figures[method]['nmi']:.3f}</td><td>{figures[method]['ari']:.3f}" in page
     assert figures["clusters"]["n_clusters"] == adata.obs["leiden"].nunique()
@@ -64,3 +64,15 @@ def test_same_page_of_counts_that_stay_in_their_file(
     result = train(source, tmp_path, "--out-of-core")
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_page_of_the_released_program(source: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    preset = ("--preset", "published", "--n-latent", 2, "--batch-size", 32)
+    output = ("--output", tmp_path / "out.h5ad", "--label-key", "cell_type")
+    result = invoke("train", source, *output, *preset, "--report", page, *QUICK)
+    assert result.exit_code == 0, result.stderr
+    text = page.read_text()
+    assert "k-means and Leiden are those of the test cells alone" in text
+    assert "<h3>Losses</h3>" in text
+    assert text.count("<img ") == 3

@@ -632,6 +632,16 @@ def test_labels_that_clusters_would_replace(option: str, source: Path, tmp_path:
     assert_refused_before_training(result, 2, option, "--leiden writes a column of this name")
 
 
+def test_clusters_of_few_cells(tmp_path: Path) -> None:
+    """INPUT has too few cells for clusters: said before training; ten are enough."""
+    cells(n_cells=10).write_h5ad(tmp_path / "ten.h5ad")
+    cells(n_cells=9).write_h5ad(tmp_path / "nine.h5ad")
+    options = ("-o", tmp_path / "out.h5ad", "--leiden", "--umap", *QUICK)
+    result = invoke("train", tmp_path / "nine.h5ad", *options)
+    assert_refused_before_training(result, 65, "9 cells", "at least 10")
+    assert invoke("train", tmp_path / "ten.h5ad", *options).exit_code == 0
+
+
 def test_clusters_that_fail(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusters cannot be computed after training: the embedding is written all the same."""
 
