@@ -293,6 +293,28 @@ def test_as_many_cells_of_a_file_as_are_held_come_from_whole_blocks(
     assert sorted(sum(stored_cells(48, 30), [])) == list(range(48))
 
 
+def test_one_cell_and_cells_of_any_type() -> None:
+    assert stored_cells(1, 5) == [[0]]
+    rows: Any = {"X": DenseRows(torch.arange(5.0)[:, None], torch.float32)}
+    cells = np.array([3, 1], dtype=np.int16)
+    assert Minibatches(rows, cells, 2).indices.dtype == torch.int64
+
+
+def test_processes_agree_on_an_order_by_a_seed_of_64_bits() -> None:
+    seeds: list[int] = []
+
+    def agree(seed: int) -> int:
+        seeds.append(seed)
+        return 5
+
+    rows: Any = {"X": DenseRows(torch.arange(9.0)[:, None], torch.float32)}
+    batches = Minibatches(rows, np.arange(9), 9, True, share=Share(0, 2, agree))
+    ((batch,), _) = ([b["X"].ravel().int().tolist() for b in batches] for _ in range(2))
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(5))
+    assert batch == order[:5].tolist()
+    assert max(seeds) > 2**32
+
+
 def test_cells_of_a_file_are_read_as_many_at_a_time_as_are_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
