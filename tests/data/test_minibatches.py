@@ -411,6 +411,7 @@ def test_of_no_cells_there_are_no_minibatches(manager: Any) -> None:
     splitter = DataSplitter(manager(), train_size=1.0, batch_size=32, drop_last=True)
     splitter.setup()
     assert splitter._minibatches(np.array([], dtype=int)) is None
+    assert isinstance(splitter._minibatches(np.array([3])), Minibatches)
     assert [len(batch["X"]) for batch in splitter.train_dataloader()] == [32] * 4
     splitter.val_idx = splitter.test_idx = np.arange(33)
     for loader in (splitter.val_dataloader(), splitter.test_dataloader()):
