@@ -195,10 +195,10 @@ class DataSplitter(UpstreamDataSplitter):
         rows = registered_rows(self.adata_manager, accelerator) if self._may_be_resident else None
         source = "scvi-tools' loader"
         if rows is not None:
-            place = accelerator or "memory"
+            place = f"in {accelerator or 'memory'}"
             if any(isinstance(row, StoredRows) for row in rows.values()):
                 place = "where they are stored"
-            source = f"counts in {place} ({rows[REGISTRY_KEYS.X_KEY].description})"
+            source = f"counts {place} ({rows[REGISTRY_KEYS.X_KEY].description})"
         logger.info("Minibatches of %d cells come from %s.", self._batch_size, source)
         return rows
 

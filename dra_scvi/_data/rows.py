@@ -271,7 +271,7 @@ def _rows(matrix: Any, dtype: type, device: torch.device | None) -> Rows | None:
         return _on_device(matrix, device)
     held = cast(matrix, dtype)
     with warnings.catch_warnings():  # columns of a table are read-only, and only read here
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return DenseRows(torch.as_tensor(held, device=device), torch_dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def share_out(run: Callable[[slice], None], shape: tuple[int, ...], n_threads: i
         run(slice(0, n_cells))
         return
     edges = np.linspace(0, n_cells, n_parts + 1).astype(int)
-    parts = [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [slice(*edge) for edge in itertools.pairwise(edges)]
     others = [_workers(n_parts - 1).submit(run, part) for part in parts[1:]]
     run(parts[0])
     for other in others:

@@ -44,7 +44,7 @@ import pytest
 from mutmut.mutation import mutators
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -355,12 +355,9 @@ def try_file(
     write(file, source)
 
 
-def choose(
-    name: str, left_out: Collection[str], sample: int | None, seed: int
-) -> tuple[list[Mutant], int]:
+def choose(name: str, sample: int | None, seed: int) -> tuple[list[Mutant], int]:
     """Return the changes of a file that are tried, and how many there are."""
-    source = Path("dra_scvi", name).read_text()
-    found = [mutant for mutant in mutants(name, source) if mutant.where not in left_out]
+    found = list(mutants(name, Path("dra_scvi", name).read_text()))
     if sample is None or sample >= len(found):
         return found, len(found)
     places = random.Random(seed).sample(range(len(found)), sample)
@@ -428,8 +425,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy_project(Path(folder).resolve())
         for name in arguments.files or tests:
-            left_out = config.get("left_out", {}).get(name, ())
-            changes, total = choose(name, left_out, arguments.sample, arguments.seed)
+            changes, total = choose(name, arguments.sample, arguments.seed)
             found = []
             for mutant, outcome, seconds in try_file(name, tests[name], known, changes):
                 row = {"key": mutant.key, "outcome": outcome, "seconds": round(seconds, 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -255,3 +256,163 @@ def test_training_is_that_of_the_loader_of_scvi_tools(
         model.train(3, accelerator="cpu", batch_size=32, enable_progress_bar=False)
         codes.append(model.get_latent_representation())
     np.testing.assert_array_equal(*codes)
+
+
+# -- places and processes ------------------------------------------------------------------------
+
+
+def stored_cells(n_cells: int, size: int, shuffle: bool = True, **more: Any) -> list[list[int]]:
+    """Return the cells of each minibatch of a file whose cells are numbers."""
+    rows: Any = {"X": StoredRows(np.arange(n_cells, dtype=np.float32)[:, None])}
+    batches = Minibatches(rows, np.arange(n_cells), size, shuffle, **more)
+    return [batch["X"].ravel().int().tolist() for batch in batches]
+
+
+def test_as_many_cells_of_a_file_as_are_held_come_from_whole_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (_data_splitting._ROWS_PER_BLOCK, _data_splitting._ROWS_HELD) == (128, 128 * 128)
+    monkeypatch.setattr(_data_splitting, "_ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(_data_splitting, "_ROWS_HELD", 12)
+    batches = stored_cells(48, 3)
+    assert [len(batch) for batch in batches] == [3] * 16
+    held = [sorted(sum(batches[first : first + 4], [])) for first in range(0, 16, 4)]
+    for cells in held:  # three blocks of four at a time, in any order
+        blocks = [cells[start : start + 4] for start in (0, 4, 8)]
+        assert all(block == list(range(block[0], block[0] + 4)) for block in blocks)
+        assert all(block[0] % 4 == 0 for block in blocks)
+    assert sorted(sum(held, [])) == list(range(48))
+    assert sorted(sum(batches[:4], [])) != sum(batches[:4], [])
+    # as many as can be held come as from memory, and so does what a large minibatch consists of
+    torch.manual_seed(0)
+    of_file = stored_cells(12, 5)
+    torch.manual_seed(0)
+    rows: Any = {"X": DenseRows(torch.arange(12.0)[:, None], torch.float32)}
+    of_memory = Minibatches(rows, np.arange(12), 5, True)
+    assert of_file == [batch["X"].ravel().int().tolist() for batch in of_memory]
+    assert sorted(sum(stored_cells(48, 30), [])) == list(range(48))
+
+
+def test_one_cell_and_cells_of_any_type() -> None:
+    assert stored_cells(1, 5) == [[0]]
+    rows: Any = {"X": DenseRows(torch.arange(5.0)[:, None], torch.float32)}
+    cells = np.array([3, 1], dtype=np.int16)
+    assert Minibatches(rows, cells, 2).indices.dtype == torch.int64
+
+
+def test_processes_agree_on_an_order_by_a_seed_of_64_bits() -> None:
+    seeds: list[int] = []
+
+    def agree(seed: int) -> int:
+        seeds.append(seed)
+        return 5
+
+    rows: Any = {"X": DenseRows(torch.arange(9.0)[:, None], torch.float32)}
+    batches = Minibatches(rows, np.arange(9), 9, True, share=Share(0, 2, agree))
+    ((batch,), _) = ([b["X"].ravel().int().tolist() for b in batches] for _ in range(2))
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(5))
+    assert batch == order[:5].tolist()
+    assert max(seeds) > 2**32
+
+
+def test_cells_of_a_file_are_read_as_many_at_a_time_as_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_data_splitting, "_ROWS_HELD", 12)
+    read: list[int] = []
+    hold = StoredRows.hold
+
+    def noting(self: StoredRows, index: torch.Tensor) -> Any:
+        read.append(len(index))
+        return hold(self, index)
+
+    monkeypatch.setattr(StoredRows, "hold", noting)
+    for n_cells, size, expected in ((26, 5, [10, 10, 6]), (12, 5, [12]), (40, 20, [20, 20])):
+        stored_cells(n_cells, size, shuffle=False)
+        assert read == expected
+        read.clear()
+
+
+def trainer(device: str = "cpu", **more: Any) -> Any:
+    strategy = SimpleNamespace(root_device=torch.device(device), broadcast=lambda value: value)
+    return SimpleNamespace(**{"world_size": 1, "global_rank": 0, "strategy": strategy, **more})
+
+
+def test_processes_split_the_cells_as_the_first_one_does(manager: Any) -> None:
+    splitter = DataSplitter(manager(), train_size=0.6, validation_size=0.3, batch_size=32)
+    splitter.trainer = trainer(world_size=2, global_rank=1)
+    first = np.arange(3), np.arange(3, 5), np.arange(5, 6)
+    splitter.trainer.strategy.broadcast = lambda _: first
+    splitter.setup()
+    assert (splitter.train_idx, splitter.val_idx, splitter.test_idx) == first
+    splitter.trainer.strategy.broadcast = lambda seed: 3
+    for loader, size in ((splitter.train_dataloader(), 2), (splitter.val_dataloader(), 1)):
+        assert loader.share.rank == 1
+        assert [len(batch["X"]) for batch in loader] == [size]
+
+
+def test_where_minibatches_come_from_is_said(
+    manager: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path, adata: AnnData
+) -> None:
+    registered = manager()
+    stored = in_file(adata.copy(), tmp_path / "cells", "csr")
+    DRA.setup_anndata(stored)
+    of_file = DRA(stored).adata_manager
+    with caplog.at_level("INFO", "dra_scvi"):
+        for given, options in ((registered, {}), (registered, {"num_workers": 0}), (of_file, {})):
+            splitter = DataSplitter(given, batch_size=7, **options)
+            splitter.trainer = trainer()
+            splitter.setup()
+            splitter.train_dataloader()
+    in_memory, by_others, in_place = (
+        said for said in caplog.messages if said.startswith("Minibatches of 7 cells come from ")
+    )
+    assert in_memory.endswith("come from counts in memory (CSR, 0.0 MB).")
+    assert by_others.endswith("come from scvi-tools' loader.")
+    assert in_place.endswith("come from counts where they are stored (_CSRDataset).")
+
+
+def test_an_accelerator_is_asked_for_room(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(_data_splitting, "registered_rows", lambda _, d: asked.append(d))
+    for device in ("cpu", "cuda", None):
+        splitter = DataSplitter(manager(), batch_size=32)
+        splitter.trainer = None if device is None else trainer(device)
+        assert splitter._rows is None
+    assert asked == [None, torch.device("cuda"), None]
+
+
+def test_the_loader_of_scvi_tools_gets_no_last_minibatch_of_one_cell(
+    manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered = manager()
+    for n_cells, size, expected in (
+        (33, 32, True),
+        (32, 32, False),
+        (34, 32, False),
+        (1, 32, False),
+    ):
+        splitter = DataSplitter(registered, batch_size=size, num_workers=0)
+        splitter.setup()
+        splitter.train_idx = np.arange(n_cells)
+        assert not splitter.drop_last
+        loader = splitter.train_dataloader()
+        assert splitter.drop_last is expected
+        assert sum(len(batch["X"]) for batch in loader) == (32 if expected else n_cells)
+    monkeypatch.setattr(scvi_settings, "dl_num_workers", 1)
+    assert not DataSplitter(registered, batch_size=32)._may_be_resident
+    monkeypatch.setattr(scvi_settings, "dl_num_workers", 0)
+    assert DataSplitter(registered)._may_be_resident
+    assert DataSplitter(registered)._batch_size == scvi_settings.batch_size
+    assert DataSplitter(registered, distributed_sampler=False)._may_be_resident
+
+
+def test_of_no_cells_there_are_no_minibatches(manager: Any) -> None:
+    splitter = DataSplitter(manager(), train_size=1.0, batch_size=32, drop_last=True)
+    splitter.setup()
+    assert splitter._minibatches(np.array([], dtype=int)) is None
+    assert isinstance(splitter._minibatches(np.array([3])), Minibatches)
+    assert [len(batch["X"]) for batch in splitter.train_dataloader()] == [32] * 4
+    splitter.val_idx = splitter.test_idx = np.arange(33)
+    for loader in (splitter.val_dataloader(), splitter.test_dataloader()):
+        assert [len(batch["X"]) for batch in loader] == [32, 1]  # all of them

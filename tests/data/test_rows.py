@@ -86,6 +86,15 @@ def test_zeros_are_not_touched_where_a_kernel_can(monkeypatch: pytest.MonkeyPatc
     assert held.project(INDEX, WEIGHT.to("meta"), False).device.type == "meta"
 
 
+def test_rows_lie_where_the_counts_do() -> None:
+    elsewhere = torch.device("meta")
+    dense = DenseRows(torch.from_numpy(DENSE).to(elsewhere), torch.float32)
+    for held in (dense, DeviceSparseRows(CSR, elsewhere)):
+        found = held.take(INDEX)
+        assert found.device == elsewhere
+        assert found.shape == (4, 5)
+
+
 def test_how_rows_are_held_is_said() -> None:
     wide = np.ones((1_000, 1_500), np.float32)
     assert DenseRows(torch.from_numpy(wide), torch.float32).description == "dense float32, 6.0 MB"
@@ -206,9 +215,9 @@ def test_counts_lie_on_a_device_as_they_fit(
     free: int, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert rows_module._free_memory(CPU) == float("inf")
-    wide = sparse.csr_matrix(np.eye(50, 40, dtype=np.float32))
-    of_csr = 40 * (1 + 4) + 8 * 50
-    monkeypatch.setattr(rows_module, "_free_memory", lambda _: (2_000 + free) / 0.6 + 1e-6)
+    wide = sparse.csr_matrix(300 * np.eye(50, 40, dtype=np.float32))  # of two bytes each
+    of_csr = 40 * (2 + 4) + 8 * 50
+    monkeypatch.setattr(rows_module, "_free_memory", lambda _: (4_000 + free) / 0.6 + 1e-6)
     assert type(rows_module._rows(wide, np.float32, CPU)) is kind
     for more, expected in ((0, DeviceSparseRows), (-1, type(None))):
         room = (of_csr + more) / 0.6 + 1e-6

@@ -232,6 +232,24 @@ def test_the_value_is_shown_unless_it_is_none() -> None:
     assert "gene 'gene-0'). " in message_of(with_values(-np.inf))
 
 
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(np.nan, "NaN"), (np.inf, "infinite"), (-1, "negative"), (0.5, "non-integer")],
+)
+def test_one_value_and_two_values(value: float, name: str) -> None:
+    assert f"adata.X holds 1 {name} value (first: " in message_of(with_values(value))
+    assert f"adata.X holds 2 {name} values (first: " in message_of(with_values(value, value))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_layer_is_not_its_own_remedy() -> None:
+    bad = counts()
+    bad[20, 0] = -1  # it begins with counts
+    assert message_of(counts(), "bad", layers={"bad": bad}).endswith(
+        "(integers are in: layer=None, that is adata.X)."
+    )
+
+
 def test_matrices_that_hold_counts_are_named() -> None:
     bad = with_values(-1)
     layers = {f"l{i:02d}": counts() for i in range(10)}

@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.io import mmwrite
 
 from dra_scvi._exceptions import InputError, InvalidCountsError
+from dra_scvi._inputs import read
 from dra_scvi._inputs.read import check_anndata, check_kind, is_zarr, read_input
 
 
@@ -311,6 +312,42 @@ def test_what_is_no_anndata(parts: tuple[str, ...], hint: str) -> None:
     with pytest.raises(InputError, match=words):
         check_anndata(parts, Path("a.h5ad"))
     check_anndata(("obs", "var", "mod"), Path("a.h5ad"))
+
+
+CHECKS = {"a.h5ad": ["check_hdf5", "check_room"], "a.zarr": ["check_store", "check_chunks"]}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_what_is_looked_at_before_a_library_reads(
+    adata: AnnData, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    getattr(adata, "write_h5ad" if name == "a.h5ad" else "write_zarr")(tmp_path / name)
+    for check in {*CHECKS[name], "check_room"}:
+
+        def refuse(path: Path, *_: Any, check: str = check) -> None:
+            raise InputError(f"{check} of {path.name}")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(read, check, refuse)
+            with pytest.raises(InputError, match=f"^{check} of {name}$"):
+                read_input(tmp_path / name)
+
+
+def test_a_10x_file_is_looked_at_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_10x(tmp_path / "a.h5", np.ones((2, 2)), ["a", "b"])
+    checked: list[Path] = []
+    monkeypatch.setattr(read, "check_hdf5", checked.append)
+    read_input(tmp_path / "a.h5")
+    assert checked == [tmp_path / "a.h5"]
+
+
+def test_an_h5ad_of_another_program_is_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        file.create_group("mod")
+    with pytest.raises(InputError, match="it is a MuData"):
+        read_input(tmp_path / "a.h5ad")
 
 
 @pytest.mark.parametrize("name", ["a.h5ad", "a.zarr"])

@@ -73,3 +73,5 @@ def test_names_of_earlier_versions_are_renamed_and_others_left() -> None:
     with_present_names(state, "m.")
     renamed = {"m.embedding.axes": 1, "m.embedding.neighborhood.radius": 2}
     assert state == {**renamed, "m.prior.logits": 3, "code_axes": 4}
+    with_present_names(state)
+    assert state == {**renamed, "m.prior.logits": 3, "embedding.axes": 4}

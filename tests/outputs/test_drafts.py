@@ -111,6 +111,23 @@ def test_what_killed_processes_left_is_cleared(
     assert drafts._is_dead(own, "name")
 
 
+def test_what_another_process_clears_first_is_no_hindrance(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f".{DEAD}-{drafts._place()}-0123456{n}-out.h5ad" for n in range(3)]
+    folder, file, left = (path.with_name(name) for name in names)
+    folder.mkdir()
+    file.touch()
+    left.touch()
+    seen = sorted(os.scandir(path.parent), key=lambda entry: entry.name)
+    assert [entry.is_dir() for entry in seen] == [True, False, False]
+    folder.rmdir()
+    file.unlink()
+    monkeypatch.setattr(os, "scandir", lambda _: seen)
+    clear_dead_drafts(path)
+    assert not left.exists()
+
+
 def test_links_are_written_through(path: Path, tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to(path)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from tests.helpers import QUIET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from anndata import AnnData
 
@@ -422,7 +422,11 @@ def test_the_history_is_that_of_the_first_process_while_it_trains(
 # -- the place ----------------------------------------------------------------------------------
 
 
-def test_a_place_for_a_checkpoint(tmp_path: Path) -> None:
+def forbidden(*_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EPERM, "not permitted")
+
+
+def test_a_place_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (None, b"", b"dra_scvi checkpoint 1\n"):
         path = tmp_path / "state.ckpt"
         if content is not None:
@@ -441,6 +445,10 @@ def test_a_place_for_a_checkpoint(tmp_path: Path) -> None:
         check_place(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
         check_place(tmp_path / "none" / "state.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", forbidden)
+        with pytest.raises(PermissionError, match=f"not permitted: '{path.with_name('new')}'"):
+            check_place(path.with_name("new"))
     long = tmp_path / ("n" * 256)
     with pytest.raises(OSError, match=f"File name too long: '{long}'") as caught:
         check_place(long)
