@@ -192,9 +192,7 @@ class DeviceSparseRows(Rows):
             part.to(device, non_blocking=True) for part in (index, ends - lengths, lengths)
         )
         first = self.start[start] - offset
-        row = torch.repeat_interleave(
-            torch.arange(len(index), device=device), lengths, output_size=n_values
-        )
+        row = torch.repeat_interleave(lengths, output_size=n_values)
         position = torch.arange(n_values, device=device) + first[row]
         rows = torch.zeros(len(index), self.n_columns, device=device)
         rows.view(-1)[row * self.n_columns + self.columns[position]] = self.values[
