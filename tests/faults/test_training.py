@@ -103,7 +103,7 @@ def test_param_groups() -> None:
         before = {n: p.detach().clone() for n, p in found.module.named_parameters()}
         found.train(max_epochs=1, callbacks=[OneMoves(mover)], **QUIET)
         moved = {n for n, p in found.module.named_parameters() if not torch.equal(p, before[n])}
-        owners = {name.split(".")[0] for name in moved}
+        owners = {name.split(".")[0] for name in moved - {"px_r"}}  # fitted at the end
         assert {o if o in PLAYERS else "autoencoder" for o in owners} == {mover}
 
 
