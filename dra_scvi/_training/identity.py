@@ -223,9 +223,8 @@ def _is_patch(name: str, saved: dict[str, Any], now: dict[str, Any]) -> bool:
 
 def _cells(manager: AnnDataManager) -> dict[str, Any]:
     """Describe what is registered: names, counts, batches, covariates."""
-    setup = manager.registry["setup_args"]
     fields = manager.registry["field_registries"]
-    found = {name: value for name, value in setup.items() if name != "allow_noninteger"}
+    found = dict(manager.registry["setup_args"])
     found["cells"] = _of_names(manager.adata.obs_names)
     found["genes"] = _of_names(manager.adata.var_names)
     counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)

@@ -509,6 +509,20 @@ def test_components_are_placed_after_one_epoch_that_is_not_the_last(
     assert epochs() == [], "a prior that has started"
 
 
+def test_a_prior_that_was_placed_is_that_of_the_first_process() -> None:
+    module = DRAVAE(20, prior="mixture")
+    first = {name: value + 1 for name, value in module.prior.state_dict().items()}
+    strategy = SimpleNamespace(
+        broadcast=lambda state: first if state.keys() == first.keys() else state
+    )
+    plan = with_trainer(DualMatchingPlan(module), world_size=2, strategy=strategy)
+    plan._codes.append(torch.randn(100, module.n_latent))
+    plan.on_train_epoch_end()
+    assert plan._codes == []
+    for name, value in module.prior.state_dict().items():
+        assert torch.equal(value, first[name].to(value)), name
+
+
 def test_only_a_mixture_is_placed() -> None:
     plan = with_trainer(DualMatchingPlan(DRAVAE(20, prior="normal")), current_epoch=1)
     assert not plan._prior_starts_after_this_epoch
