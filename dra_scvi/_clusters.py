@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._argument_kinds import check_adata, check_number
+from dra_scvi._outputs.h5ad_content import check_key
 from dra_scvi._threads import own_threads
 from dra_scvi.metrics._clustering import cluster_graph, neighbor_graph
 from dra_scvi.metrics._input import DEFAULT_REP, n_distinct, points_of
@@ -24,6 +25,7 @@ __all__ = ["Suggestion", "cluster", "suggest_resolution"]
 RESOLUTIONS = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 MOST_CELLS = 4_000
 DRAWS = 5
+LEAST_CELLS = 3
 SHARE = 0.8  # of the cells in a draw
 STABLE = 0.9  # mean adjusted Rand index
 ABSENT = -1  # cluster of a cell that a draw leaves out
@@ -187,6 +189,7 @@ def cluster(
     """
     check_adata(adata, ("obs", "obsm", "uns"))
     check_number(seed, "seed", least=0)
+    check_key(key_added, "key_added")
     graph = neighbor_graph(points_of(adata, use_rep), seed)
     suggestion = None
     if leiden:
@@ -205,10 +208,15 @@ def cluster(
         import scanpy as sc
 
         with own_threads():
-            sc.tl.umap(graph, random_state=seed)
+            sc.tl.umap(graph, init_pos=_begin_at(graph), random_state=seed)
         adata.obsm["X_umap"] = graph.obsm["X_umap"]
         adata.uns["umap"] = graph.uns["umap"]
     return suggestion
+
+
+def _begin_at(graph: AnnData) -> str:
+    """Begin where scanpy does, unless the graph is too small to have enough eigenvectors."""
+    return "spectral" if graph.n_obs > LEAST_CELLS else "random"
 
 
 def _checked(resolution: Any) -> float:
@@ -221,7 +229,8 @@ def _draw(
 ) -> dict[float, NDArray[np.int64]]:
     """Cluster a draw of the cells at every resolution, each ``(n_cells,)``."""
     n_cells, seed = len(points), int(rng.integers(2**31))
-    rows = np.sort(rng.choice(n_cells, int(SHARE * n_cells), replace=False))
+    n_drawn = max(int(SHARE * n_cells), min(LEAST_CELLS, n_cells))
+    rows = np.sort(rng.choice(n_cells, n_drawn, replace=False))
     graph = neighbor_graph(points[rows], seed)
     found = {}
     for resolution in resolutions:

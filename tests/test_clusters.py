@@ -135,3 +135,21 @@ def test_what_is_asked_for_is_added_under_its_name() -> None:
 def test_arguments(arguments: dict[str, object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         tl.suggest_resolution(of_types([20, 20]), **arguments)
+
+
+@pytest.mark.parametrize("n_cells", [3, 4])
+def test_few_cells_are_clustered_and_have_a_umap(n_cells: int) -> None:
+    adata = AnnData(obsm={"X_dra": np.random.default_rng(0).normal(size=(n_cells, 3))})
+    found = tl.suggest_resolution(adata, resolutions=[0.5])
+    assert found.table["n_clusters"].tolist() == [1]
+    tl.cluster(adata, resolution=0.5)
+    assert len(adata.obs["leiden"]) == n_cells
+    assert np.isfinite(adata.obsm["X_umap"]).all()
+
+
+@pytest.mark.parametrize("key", ["a/b", "", 3])
+def test_names_that_no_file_can_have_are_refused(key: object) -> None:
+    adata = of_types([20])
+    with pytest.raises((TypeError, ValueError), match="key_added=.* cannot be a name"):
+        tl.cluster(adata, resolution=0.5, umap=False, key_added=key)
+    assert list(adata.obs) == ["type"]

@@ -74,6 +74,10 @@ def validate_keys(
             if key not in adata.obs:
                 place = "a column of adata.obs"
                 raise KeyError(unknown_key(argument, key, place, adata.obs.columns))
+            if getattr(adata.obs[key], "ndim", 1) > 1:
+                raise ValueError(
+                    f"{argument}={key!r}: adata.obs has several columns of this name."
+                )
             check_distinguishable(adata.obs[key], f"{argument}={key!r}: adata.obs[{key!r}]")
             if argument in COMPLETE_COLUMNS:
                 check_complete(adata.obs[key], argument)

@@ -213,6 +213,11 @@ def _check(
         )
     check_key(key, "key_added")
     check_key(embedding_key, "embedding_key")
+    if embedding_key == f"{key}_probabilities":
+        raise ValueError(
+            f"embedding_key={embedding_key!r}: probabilities are written there; choose another "
+            "name."
+        )
     _check_query(query, key)
 
 

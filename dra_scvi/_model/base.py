@@ -101,10 +101,11 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
             max_epochs = default_max_epochs(
                 n_obs, batch_size, self.module.n_latent, self.module.n_batch
             )
-        with TURNS, interruptible(), trainer_settings(kwargs) as settings:
-            super().train(max_epochs, *args, **settings)
-        self._finish_training()
-        self._calibrate()
+        with TURNS:
+            with interruptible(), trainer_settings(kwargs) as settings:
+                super().train(max_epochs, *args, **settings)
+            self._finish_training()
+            self._calibrate()
 
     def _finish_training(self) -> None:
         """Change what is better learned by itself, once all else is as it will be."""

@@ -15,6 +15,7 @@ from scvi import REGISTRY_KEYS
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._module.neighborhood import evenly_spaced
+from dra_scvi._training.runner import TURNS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,7 +107,7 @@ class GeneratingMixin:
         self._check_generates()
         wanted = self._wanted_batches(batch)
         device = self.module.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with TURNS, torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             shares = self.module.population.sizes[wanted].double()
             batches = wanted[torch.multinomial(shares, n_cells, replacement=True)]

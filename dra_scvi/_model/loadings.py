@@ -82,6 +82,8 @@ class LoadingsMixin:
         batch_size = batch_size or INFERENCE_BATCH_SIZE
         some = evenly_spaced(adata.n_obs, LOADINGS_CELLS).numpy() if indices is None else indices
         cells = {"adata": adata, "indices": some, "batch_size": batch_size}
+        if not len(some):
+            raise ValueError("indices names no cells, and loadings are averages over some.")
         embedded = self.get_latent_representation(**cells)  # type: ignore[attr-defined]
         steps = self._steps(embedded.std(axis=0))
         codes = torch.from_numpy(self._codes(**cells))  # type: ignore[attr-defined]

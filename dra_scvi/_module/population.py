@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ CELLS_PER_COMPONENT = 60
 RIDGE = 1e-2
 TINY = 1e-6
 LEAST_DRAWS = 2
+# whoever asks for a mixture that another thread is fitting waits for it
+_FITTING = threading.Lock()
 
 
 class Drawn(NamedTuple):
@@ -100,8 +103,10 @@ class Population(nn.Module):
 
     def fit_to_kept(self) -> None:
         """Fit to what was kept, if anything was since the last time."""
-        if self._cells is not None:
-            self.fit(*self._cells)
+        with _FITTING:
+            if self._cells is not None:
+                self.fit(*self._cells)
+                self._cells = None
 
     @property
     def sizes(self) -> Tensor:
@@ -129,7 +134,6 @@ class Population(nn.Module):
         z, depth = codes[finite].double().numpy(), log_depths[finite].double().numpy()
         batch = batches[finite].numpy()
         self.shares.zero_()
-        self._cells = None
         if len(z) < LEAST_DRAWS:
             return
         n_batch = self.shares.shape[1]

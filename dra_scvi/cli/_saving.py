@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dra_scvi.cli._errors import Unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dra_scvi._model.dra import DRA
     from dra_scvi.cli._session import Common
@@ -76,6 +77,15 @@ class Saving:
         except Exception as error:  # noqa: BLE001 - raised once the figures are written as well
             self.error = self.error or error
             self.is_logged = False
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Say what is there already where a signal ends the block."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            error.args = ("; ".join(self._kept()),)
+            raise
 
     @property
     def failure(self) -> Exception | None:

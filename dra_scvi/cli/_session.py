@@ -50,9 +50,10 @@ PACKAGE = Path(__file__).parents[1]
 class Interrupted(Exception):
     """A signal ended the command, outside of training or for the second time."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, remark: str = "") -> None:
         self.signum = signum
-        super().__init__(f"Interrupted by {signal.Signals(signum).name}.")
+        end = f"; {remark}" if remark else "."
+        super().__init__(f"Interrupted by {signal.Signals(signum).name}{end}")
 
 
 class _Terminated(KeyboardInterrupt):
@@ -67,7 +68,7 @@ def _signals_as_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted(_signum(error)) from error
+        raise Interrupted(_signum(error), *error.args) from error
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise

@@ -198,16 +198,17 @@ def train(common: Common, **options: Any) -> Result | None:
     if not model.trainer.is_global_zero:
         return None  # of several processes the first one writes
     saving = Saving(model, request, common)
-    saving.save_model()
-    clusters = saving.compute(lambda: add_clusters(adata, request, common))
-    has_column = bool(clusters)
-    saving.save_cells(
-        lambda: write_cells(adata, request.output, source, common, with_obs=has_column)
-    )
-    scores = saving.compute(lambda: _score_training(adata, request, common))
-    figures = _figures(adata, model, request, common, scores) | clusters
-    saving.log(lambda: write_report(model, adata, figures, request, common))
-    saving.log(lambda: _log_metrics(figures, request))
+    with saving.told():
+        saving.save_model()
+        clusters = saving.compute(lambda: add_clusters(adata, request, common))
+        has_column = bool(clusters)
+        saving.save_cells(
+            lambda: write_cells(adata, request.output, source, common, with_obs=has_column)
+        )
+        scores = saving.compute(lambda: _score_training(adata, request, common))
+        figures = _figures(adata, model, request, common, scores) | clusters
+        saving.log(lambda: write_report(model, adata, figures, request, common))
+        saving.log(lambda: _log_metrics(figures, request))
     title = f"{_scored_cells(request)} cells of {request.input_path.name}"
     rows = clustering_rows(scores) if scores else ()
     return Result(figures, title, rows, failure=saving.failure, at_end=saving.finish)

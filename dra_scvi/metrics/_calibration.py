@@ -79,7 +79,15 @@ def calibration(
     values = one_per_cell(labels, len(shares), "labels")
     label_codes(values, len(shares), "labels")  # none is missing
     called = np.asarray(names, dtype=object)[shares.argmax(axis=1)]
-    is_right = called == np.asarray(values, dtype=object)
+    true = np.asarray(values, dtype=object)
+    is_right = called == true
+    is_other_kind = ~is_right.astype(bool) & (called.astype(str) == true.astype(str))
+    if is_other_kind.any():
+        first = int(is_other_kind.argmax())
+        raise ValueError(
+            f"labels has {true[first]!r} where types has {called[first]!r}: name each type in one "
+            "way, as by labels.astype(str)."
+        )
     bins = reliability(shares.max(axis=1), is_right.astype(bool), n_bins)
     weight = bins["n_cells"] / len(shares)
     return {

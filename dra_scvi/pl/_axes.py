@@ -9,7 +9,14 @@ import pandas as pd
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._data.keys import unknown_key
-from dra_scvi.pl._figures import COLOURS, check_names, finish, make_axes, resolve_show
+from dra_scvi.pl._figures import (
+    COLOURS,
+    check_names,
+    finish,
+    literal,
+    make_axes,
+    resolve_show,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +94,7 @@ def axes(
     width = min(ncols, len(names))
     size = (AXIS_WIDTH, MARGIN + GENE_HEIGHT * min(n_genes, len(loadings)))
     figure, grid = make_axes(-(-len(names) // width), width, size, ax, show)
-    limit = 1.05 * np.nanmax(np.abs(loadings[names].to_numpy()))
+    limit = 1.05 * np.abs(np.nan_to_num(loadings[names].to_numpy())).max(initial=0.0)
     for name, panel in zip(names, grid.flat, strict=False):
         _draw_axis(panel, name, loadings[name], n_genes, limit or 1.0)
     for panel in grid.flat[len(names) :]:
@@ -110,6 +117,8 @@ def _names(loadings: pd.DataFrame, which: str | Sequence[str] | None) -> list[st
         return list(loadings.columns)
     check_names("which", which)
     names = [which] if isinstance(which, str) else list(which)
+    if not names:
+        raise ValueError("which names no axis: leave it out for all.")
     for name in names:
         if name not in loadings:
             raise KeyError(unknown_key("which", name, "a column of the loadings", loadings))
@@ -118,12 +127,12 @@ def _names(loadings: pd.DataFrame, which: str | Sequence[str] | None) -> list[st
 
 def _draw_axis(panel: Axes, name: str, loadings: pd.Series, n_genes: int, limit: float) -> None:
     """Draw the largest changes as bars, from the highest to the lowest."""
-    largest = loadings.abs().nlargest(n_genes).index
-    shown = loadings[largest].sort_values()
+    largest = np.argsort(-loadings.abs().to_numpy(), kind="stable")[:n_genes]
+    shown = loadings.iloc[largest].sort_values()  # by place, as names may repeat
     colours = [COLOURS[1] if value > 0 else COLOURS[0] for value in shown]
     heights = np.arange(len(shown))
     panel.barh(heights, shown, color=colours, height=0.7)
-    panel.set_yticks(heights[::-1], list(shown.index[::-1]), fontsize="small")
+    panel.set_yticks(heights[::-1], list(map(literal, shown.index[::-1])), fontsize="small")
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set(title=name, xlim=(-limit, limit), ylim=(-0.7, len(shown) - 0.3))
     panel.set_xlabel("log2 fold change per s.d.", fontsize="small")

@@ -33,6 +33,11 @@ def check_names(argument: str, names: Any) -> None:
         raise TypeError(f"{argument} takes a name or a list of names, not {type(names).__name__}")
 
 
+def literal(name: object) -> str:
+    """Keep matplotlib from reading a name with dollars as mathematics."""
+    return str(name).replace("$", r"\$")
+
+
 def resolve_show(show: bool | None, ax: Axes | None, save: str | Path | None) -> bool:
     if show is not None:
         return show

@@ -189,6 +189,7 @@ def _draw_categories(axes: Axes, panel: Panel, values: Values, style: Style) -> 
         legend.set_alignment("left")
         for number, text in zip(numbers, legend.get_texts(), strict=False):
             text.set_text(f"{number}  {text.get_text()}" if is_numbered else text.get_text())
+            text.set_parse_math(False)  # dollars in a name are no mathematics
 
 
 def _stored_or_distinct(stored: Mapping[str, str], names: Sequence[str]) -> list[str]:
@@ -235,6 +236,7 @@ def _label(axes: Axes, points: NDArray[Any], column: pd.Series, labels: Sequence
             ha="center",
             va="center",
             fontsize="small",
+            parse_math=False,
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
         )
         text.set(zorder=3, path_effects=[withStroke(linewidth=2, foreground="white")])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dra_scvi import pl
 from dra_scvi._data.keys import counted
 from dra_scvi.pl._training import PANELS
+from dra_scvi.pl._values import Lookup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,22 +59,18 @@ def draw_umap(adata: AnnData, basis: str, column: pd.Series, title: str, sentenc
     key, names = str(column.name), [str(name) for name in column.cat.categories]
     if len(names) > MOST_CATEGORIES:
         return Figure(title, f"Not drawn: {len(names)} names cannot be told apart by colour.")
-    colours = adata.uns.get(f"{key}_colors")
+    stored = Lookup(adata)(column.name).colours  # of categories that no cell has as well
+    colours = [stored[name] for name in names if name in stored]
     cells = anndata.AnnData(
-        obs=column.cat.rename_categories(list(map(_literal, names))).to_frame(_literal(key)),
+        obs=column.to_frame(key),
         obsm={basis: adata.obsm[basis]},
-        uns={} if colours is None else {f"{_literal(key)}_colors": colours},
+        uns={f"{key}_colors": colours},
     )
-    drawn = pl.embedding(cells, basis, color=_literal(key), show=False)
+    drawn = pl.embedding(cells, basis, color=key, show=False)
     shown = ", ".join(names[:NAMES_TOLD]) + ", ..." * (len(names) > NAMES_TOLD)
     told = counted(adata.n_obs, "cell", "cells")
     alt = f"{basis.removeprefix('X_').upper()} of {told} coloured by {key}: {shown}"
     return Figure(title, sentence, alt, _embed(drawn))
-
-
-def _literal(name: str) -> str:
-    """Keep matplotlib from reading a name with dollars as mathematics."""
-    return name.replace("$", r"\$")
 
 
 def _tell(title: str, history: Mapping[str, pd.DataFrame]) -> str:

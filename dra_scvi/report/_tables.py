@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
+
 from dra_scvi._data.keys import validate_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from dra_scvi._model.base import BaseDRA
@@ -59,7 +60,9 @@ def columns_of(adata: AnnData, key: str | None) -> pd.Series | None:
         return None
     validate_keys(adata, obs_keys={"column": key})
     column = adata.obs[key].astype("category").cat.remove_unused_categories()
-    column = column.cat.rename_categories([str(name) for name in column.cat.categories])
+    names = dict.fromkeys(map(str, column.cat.categories))  # 1 and "1" are one
+    texts = column.astype(object).map(str, na_action="ignore")
+    column = texts.astype(pd.CategoricalDtype(list(names), column.cat.ordered))
     if not column.isna().any():
         return column
     if MISSING not in column.cat.categories:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dra_scvi import metrics
 from dra_scvi._argument_kinds import check_adata, check_number
 from dra_scvi._data.keys import validate_keys
+from dra_scvi._model.base import BaseDRA
 from dra_scvi._outputs.files import check_output, write_text
 from dra_scvi.metrics._input import DEFAULT_REP, points_of
 from dra_scvi.report._advice import next_steps
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from dra_scvi._model.base import BaseDRA
 
 __all__ = ["page", "write"]
 
@@ -74,7 +74,8 @@ def write(
     path
         The file.
     label_key
-        Column of ``adata.obs`` with cell types, to compare the clusters with.
+        Column of ``adata.obs`` with cell types, to compare the clusters with; cells without one
+        are of a type of their own, "missing".
     cluster_key
         Column of ``adata.obs`` with clusters, as :func:`dra_scvi.tl.cluster` adds them.
     use_rep
@@ -95,8 +96,8 @@ def write(
     KeyError
         When a column of labels, or the embedding, is not there. Clusters and UMAP may be missing:
         the page says then how they are made.
-    ValueError
-        When a label is missing.
+    TypeError, ValueError
+        When an argument is not what it may be.
 
     Examples
     --------
@@ -148,6 +149,8 @@ def page(
 
     The others are those of :func:`write`.
     """
+    if not isinstance(model, BaseDRA):
+        raise TypeError(f"model must be a trained DRA, not {type(model).__name__}")
     check_adata(adata, ("obs", "obsm", "uns", "var_names"))
     check_number(seed, "seed", least=0)
     setup = model.registry["setup_args"]

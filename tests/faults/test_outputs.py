@@ -710,3 +710,23 @@ def test_report_that_fails(source: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert "for --resume" in result.stderr
     assert invoke("train", source, *names, *REPORTED, "--resume", "--force").exit_code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"out.h5ad", "out.json", "report.html"}
+
+
+@pytest.mark.parametrize("moment", ["cluster", "page"])
+def test_interrupt_after_training(
+    moment: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while clusters or the report are made: 130, and what is there already is named."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    place = tl if moment == "cluster" else report
+    monkeypatch.setattr(place, moment, stop)
+    out, folder = tmp_path / "out.h5ad", tmp_path / "model"
+    options = ("--output", out, "--model-dir", folder, "--report", tmp_path / "report.html")
+    result = invoke("train", source, *options, *REPORTED)
+    assert result.exit_code == 130
+    assert f"the trained model is in {folder}" in result.stderr
+    assert "for --resume" in result.stderr
+    assert out.exists() == (f"the embedding is in {out}" in result.stderr) == (moment == "page")

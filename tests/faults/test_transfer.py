@@ -56,6 +56,7 @@ def transfer(model: Any, query: Any, labels_key: Any = "cell_type", **options: A
         ({"seed": None}, TypeError, "seed must be a whole number"),
         ({"unknown": ""}, ValueError, "unknown='': a word is needed"),
         ({"key_added": "a/b"}, ValueError, "key_added='a/b' cannot be a name in an .h5ad"),
+        ({"embedding_key": f"{KEY}_probabilities"}, ValueError, "probabilities are written there"),
         ({"embedding_key": "a/b"}, ValueError, "embedding_key='a/b' cannot be a name"),
     ],
     ids=str,
@@ -223,3 +224,10 @@ def test_new_batches_of_a_model_with_dispersions_by_type(query: AnnData) -> None
         transfer(model, query)
     transfer(model, query, max_epochs=0)
     assert query.obsm["X_dra"].shape == (60, 4)
+
+
+def test_two_columns_of_one_name(model: DRA, query: AnnData) -> None:
+    """A query with two columns of the name of the batches is refused by that name."""
+    query.obs = pd.concat([query.obs, query.obs[["batch"]]], axis=1)
+    with pytest.raises(ValueError, match="batch_key='batch': adata.obs has several columns"):
+        transfer(model, query)

@@ -64,3 +64,10 @@ def test_what_is_no_probability_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         calibration(probabilities, labels, **options)
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [True, False]])
+def test_types_of_another_kind_than_the_labels_are_refused(labels: list[object]) -> None:
+    names = [str(label) for label in labels]
+    with pytest.raises(ValueError, match=rf"labels has {labels[0]} where types has '{labels[0]}'"):
+        calibration([[0.9, 0.1], [0.2, 0.8]], labels, types=names)

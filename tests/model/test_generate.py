@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
 
 import anndata
@@ -15,6 +17,7 @@ from sklearn.mixture import GaussianMixture
 
 from dra_scvi import DRA, datasets
 from dra_scvi._model import generating
+from dra_scvi._training.runner import TURNS
 from tests.helpers import QUIET, SMALL, cells, fit
 
 BOTH = {"batch_0", "batch_1"}
@@ -233,3 +236,36 @@ def test_written_cells_are_read_again(model: DRA, tmp_path: Any) -> None:
     read = anndata.read_h5ad(tmp_path / "made.h5ad")
     assert (read.X != made.X).nnz == 0
     assert read.obs["component"].tolist() == made.obs["component"].tolist()
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    model = fit(cells())
+    expected = model.generate(200, seed=3).X.toarray()
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda seed: model.generate(200, seed=seed), [3, 1, 3, 2, 3]))
+    for adata in made[::2]:
+        assert np.array_equal(adata.X.toarray(), expected)
+
+
+def test_training_keeps_its_turn_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it draws once the epochs are over must not come amid the training of a thread."""
+    taken = []
+
+    def try_to_take() -> None:
+        taken.append(TURNS.acquire(blocking=False))
+
+    def seen(name: str) -> None:
+        own = getattr(DRA, name)
+
+        def watched(self: DRA, *args: Any) -> None:
+            thread = Thread(target=try_to_take)
+            thread.start()
+            thread.join()
+            own(self, *args)
+
+        monkeypatch.setattr(DRA, name, watched)
+
+    seen("_finish_training")
+    seen("_calibrate")
+    fit(cells())
+    assert taken == [False, False]

@@ -110,3 +110,8 @@ def test_changes_of_a_curved_map_are_those_over_the_whole_step() -> None:
     found = changes_along(torch.square, codes, torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
     # (z + 1)² - (z - 1)² = 4 z, at 0 and 2; 2 z at 1 and -1
     torch.testing.assert_close(found, torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
+
+
+def test_loadings_of_no_cells_are_refused(model: DRA) -> None:
+    with pytest.raises(ValueError, match="indices names no cells"):
+        model.get_loadings(indices=[])

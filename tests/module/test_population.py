@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,3 +164,12 @@ def test_a_loaded_state_replaces_what_is_kept(fitted: Population) -> None:
     population.load_state_dict(fitted.state_dict())
     assert torch.equal(population.sizes, fitted.sizes)
     assert torch.equal(population.loc, fitted.loc)
+
+
+def test_threads_that_ask_at_once_get_one_mixture() -> None:
+    population = Population(n_latent=2, n_batch=1)
+    batches = torch.zeros(3000, dtype=torch.long)
+    population.keep(torch.randn(3000, 2), torch.randn(3000), batches, batches)
+    with ThreadPoolExecutor(4) as threads:
+        sizes = list(threads.map(lambda _: float(population.sizes.sum()), range(8)))
+    assert sizes == pytest.approx([1.0] * 8)

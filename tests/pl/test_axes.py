@@ -77,3 +77,20 @@ def test_axes_refuses(loadings: pd.DataFrame) -> None:
         pl.axes(loadings, ax=Figure().subplots())
     with pytest.raises(ValueError, match="n_genes"):
         pl.axes(loadings, n_genes=0, show=False)
+
+
+def test_genes_of_one_name_and_names_with_dollars_are_drawn_as_they_are() -> None:
+    loadings = pd.DataFrame({"Z_0": [3.0, 2.0, 0.1]}, index=["a$_{$", "twice", "twice"])
+    axes = pl.axes(loadings, n_genes=2, show=False)
+    axes.figure.draw_without_rendering()
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 3.0]
+
+
+def test_loadings_that_are_not_known_are_no_bars() -> None:
+    axes = pl.axes(pd.DataFrame({"Z_0": [float("nan")] * 2}, index=["a", "b"]), show=False)
+    assert axes.get_xlim() == (-1.0, 1.0)
+
+
+def test_no_axis_at_all_is_refused(loadings: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="which names no axis"):
+        pl.axes(loadings, which=[], show=False)

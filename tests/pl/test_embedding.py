@@ -344,3 +344,13 @@ def test_embedding_save_and_show(adata: AnnData, tmp_path: Path, shown: list[int
     assert pl.embedding(adata, color="kind", save=tmp_path / "a.png", show=True) is None
     assert shown == [1]
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("legend", ["right", "on data"])
+def test_embedding_dollars_in_names_are_no_mathematics(adata: AnnData, legend: Any) -> None:
+    adata.obs["kind"] = adata.obs["kind"].cat.rename_categories({"a": "a$_{$", "b": "$b$"})
+    axes = pl.embedding(adata, color="kind", legend=legend, show=False)
+    axes.figure.draw_without_rendering()
+    texts = axes.texts if legend == "on data" else axes.get_legend().get_texts()
+    assert {"a$_{$", "$b$"} <= {text.get_text() for text in texts}
+    assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())

@@ -174,3 +174,22 @@ def test_too_many_names_are_not_drawn() -> None:
     column = categories([f"name {i}" for i in range(n_cells)])
     figure = _figures.draw_umap(adata, "X_umap", column, "Many", "...")
     assert (figure.source, "cannot be told apart" in figure.sentence) == ("", True)
+
+
+def test_one_and_its_text_are_one_category() -> None:
+    adata = AnnData(np.ones((4, 1)))
+    adata.obs["mixed"] = pd.Series([1, "1", 2, None], adata.obs_names, dtype=object)
+    assert columns_of(adata, "mixed").tolist() == ["1", "1", "2", "missing"]
+
+
+def test_colours_stay_those_of_their_categories(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = AnnData(np.ones((4, 1)), obsm={"X_umap": np.arange(8.0).reshape(4, 2)})
+    adata.obs["type"] = pd.Categorical(list("aacc"), list("abc"))
+    adata.uns["type_colors"] = ["#ff0000", "#00ff00", "#0000ff"]
+    drawn = []
+    monkeypatch.setattr(_figures, "_embed", lambda axes: drawn.append(axes) or "")
+    _figures.draw_umap(adata, "X_umap", columns_of(adata, "type"), "title", "sentence")
+    dots = drawn[0].collections
+    colours = {tuple(colour[:3]) for part in dots for colour in part.get_facecolor()}
+    assert (0, 0, 1) in colours
+    assert (0, 1, 0) not in colours

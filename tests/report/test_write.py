@@ -311,3 +311,13 @@ def test_in_a_browser(path: Path, look: Any, width: int, tmp_path: Path) -> None
 def test_no_script_runs_in_a_browser(path: Path, look: Any, tmp_path: Path) -> None:
     frame = framed(path.read_text(), 1100, tmp_path)
     assert "data-found" not in Page(look(frame, "--dump-dom")).all("body")[0]
+
+
+def test_what_is_no_model_of_this_package_is_refused(adata: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="model must be a trained DRA, not str"):
+        report.write("model", adata, tmp_path / "report.html")
+
+
+def test_missing_folder_is_told_before_the_work(model: DRA, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="the output folder .* does not exist"):
+        report.write(model, "cells.h5ad", tmp_path / "missing" / "report.html")
