@@ -58,6 +58,24 @@ def test_weighted_batches_have_one_composition() -> None:
         np.testing.assert_allclose(weighted, [0.45, 0.55], atol=1e-5)
 
 
+def test_weights_of_any_minibatch_have_mean_1_in_each_batch() -> None:
+    composition = Composition(2, 2)
+    composition.shares.copy_(torch.tensor([[0.9, 0.1], [0.2, 0.8]]))
+    cells_of = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    weight = composition.weights(cells_of, torch.tensor([0, 0, 0, 1]))
+    assert weight[:3].mean().item() == pytest.approx(1)
+    assert weight[3].item() == pytest.approx(1)
+    assert (weight[2] / weight[0]).item() == pytest.approx((0.45 / 0.1) / (0.55 / 0.9))
+
+
+def test_one_cell_counts_as_one() -> None:
+    composition = Composition(2, 2)
+    composition.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    expected = torch.tensor([[0.525, 0.475], [0.5, 0.5]])
+    torch.testing.assert_close(composition.shares, expected)
+    assert MAX_WEIGHT == 5
+
+
 def test_what_a_batch_lacks_has_a_bounded_weight() -> None:
     shares = [[0.5, 0.5], [1.0, 0.0]]
     composition = learned(shares)
