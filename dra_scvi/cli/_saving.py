@@ -84,6 +84,7 @@ class Saving:
         try:
             yield
         except KeyboardInterrupt as error:
+            self.is_logged = False  # what was being written, or is yet to be, is not there
             error.args = ("; ".join(self._kept()),)
             raise
 
