@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import cumulative_simpson, quad
+from scipy.integrate import cumulative_simpson, quad, trapezoid
 from scipy.special import logsumexp
 from scipy.stats import kstest, multivariate_normal
 from torch.distributions import Normal
@@ -472,9 +472,9 @@ def test_moments_of_anchored_samples_are_those_of_the_normalised_density(anchor:
     grid = np.linspace(-15, 15, 6_001)
     with torch.no_grad():
         heights = prior.log_prob(torch.as_tensor(grid)[:, None]).exp().numpy()
-    heights /= np.trapezoid(heights, grid)
-    mean = np.trapezoid(heights * grid, grid)
-    variance = np.trapezoid(heights * (grid - mean) ** 2, grid)
+    heights /= trapezoid(heights, grid)
+    mean = trapezoid(heights * grid, grid)
+    variance = trapezoid(heights * (grid - mean) ** 2, grid)
     torch.manual_seed(0)
     samples = prior.sample(50_000).numpy()
     assert samples.mean() == pytest.approx(mean, abs=0.05)
