@@ -301,9 +301,10 @@ def test_what_counts_are(values: Any, expected: bool) -> None:
 
 
 def test_cells_to_be_embedded_may_be_few_or_empty() -> None:
+    one = named(np.ones((1, 2)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        validate_counts(named(np.ones((1, 2))), to_train=False)
+        validate_counts(one, to_train=False)
     with pytest.warns(
         UserWarning, match=r"^adata.X: 1 cell has no counts \(first: 'cell-0'\)\. The"
     ):
