@@ -12,6 +12,7 @@ from dra_scvi import datasets, metrics, pl, tl
 from dra_scvi._model.epochs import default_max_epochs
 from dra_scvi._outputs.files import write_h5ad, write_json
 from dra_scvi._threads import own_threads
+from dra_scvi._training.seeding import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -156,7 +157,7 @@ def _embed_scvi(
     from scvi.model import SCVI
 
     cells = adata.copy()
-    with tl._seeded(seed), own_threads():
+    with seeded(seed), own_threads():
         SCVI.setup_anndata(cells)
         model = SCVI(cells, n_latent=N_LATENT)
         model.train(max_epochs=max_epochs, accelerator=accelerator, enable_progress_bar=progress)

@@ -22,7 +22,7 @@ from dra_scvi._published.model import PublishedDRA
 from dra_scvi._training.checkpoint import read_checkpoint
 from dra_scvi._training.identity import held_settings
 from dra_scvi._training.interrupts import InterruptCheckpoint, check_place
-from dra_scvi._training.seeding import seeded as _seeded
+from dra_scvi._training.seeding import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -173,7 +173,7 @@ def _dra(
     _check_names(adata, key_added, seed)
     _check_checkpoint(checkpoint, resume)
     model_cls = DRA if preset is None else PublishedDRA
-    with _seeded(seed):
+    with seeded(seed):
         model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key)
         model = model_cls(adata, **{**settings.model, **(model_kwargs or {})})
         forget_with(model)

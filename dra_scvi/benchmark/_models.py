@@ -206,14 +206,14 @@ def _harmony_needs(name: str, batch_key: str | None) -> None:
 
 def _upstream(name: str, counts: AnnData, task: Task, is_short: bool = False) -> Embedded:
     """Train a model of scvi-tools as its defaults say, or for as many epochs as DRA."""
-    from dra_scvi import tl
+    from dra_scvi._training.seeding import seeded
 
     model_cls = _upstream_class(name)
     max_epochs = task.max_epochs
     if is_short and max_epochs is None:
         n_batch = 1 if task.batch_key is None else counts.obs[task.batch_key].nunique()
         max_epochs = _dra_epochs(counts.n_obs, task.n_latent, n_batch)
-    with tl._seeded(task.seed), _quiet():
+    with seeded(task.seed), _quiet():
         model_cls.setup_anndata(counts, batch_key=task.batch_key)
         model = model_cls(counts, n_latent=task.n_latent)
         model.train(max_epochs=max_epochs, accelerator=task.accelerator, enable_progress_bar=False)

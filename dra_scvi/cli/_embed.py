@@ -80,9 +80,9 @@ def embed(
 def _encode(query: AnnData, folder: Path, saved: SavedModel, common: Common) -> NDArray[Any]:
     """Return posterior means or, from the released program's model, a sample as in training."""
     import dra_scvi
-    from dra_scvi import tl
+    from dra_scvi._training.seeding import seeded
 
     model_cls = getattr(dra_scvi, saved.class_name)
-    with tl._seeded(common.seed):
+    with seeded(common.seed):
         model = model_cls.load(str(folder), adata=query, accelerator=common.accelerator)
         return model.get_latent_representation(give_mean=saved.class_name == "DRA")

@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from dra_scvi import DRA, metrics, tl
 from dra_scvi._labels.neighbors import closeness
+from dra_scvi._training.seeding import seeded
 from tests.helpers import QUIET, cells, fit
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def truth(query: AnnData) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model() -> DRA:
-    with tl._seeded(0):
+    with seeded(0):
         return fit(reference_cells(), batch_key="batch", max_epochs=40, plan_kwargs={"lr": 1e-2})
 
 
@@ -120,7 +121,7 @@ def test_new_batches_are_trained_on_where_the_encoder_is_told() -> None:
     expected = told.get_latent_representation(with_known)
     np.testing.assert_array_equal(query[0].obsm["X_dra"], expected)
     assert not np.allclose(query[3].obsm["X_dra"], expected, atol=1e-3)
-    with tl._seeded(0):
+    with seeded(0):
         mapped = DRA.load_query_data(query_cells(), told, accelerator="cpu")
         mapped.train(max_epochs=3, batch_size=64, **QUIET)
         expected = mapped.get_latent_representation()
