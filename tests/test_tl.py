@@ -14,9 +14,10 @@ import pytest
 import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
+from sklearn.neighbors import KNeighborsClassifier
 
 import dra_scvi
-from dra_scvi import DRA, PublishedDRA, TrainingInterruptedError
+from dra_scvi import DRA, PublishedDRA, TrainingInterruptedError, datasets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,6 +181,22 @@ def test_the_published_model_is_its_own_class(adata: AnnData) -> None:
         train_kwargs={**QUIET, "batch_size": 32},
     )
     assert type(model) is PublishedDRA
+
+
+@pytest.mark.parametrize("latent_weight", [None, 100.0])
+def test_nothing_takes_the_place_of_a_type_that_a_batch_lacks(latent_weight: float | None) -> None:
+    adata = datasets.synthetic(n_cells=600, n_genes=60, n_types=4, n_batches=2, seed=0)
+    types, batches = (adata.obs[key].to_numpy(str) for key in ("cell_type", "batch"))
+    absent, second = types[0], np.unique(batches)[1]
+    adata = adata[(types != absent) | (batches != second)].copy()
+    train = {**QUIET, "plan_kwargs": {"latent_weight": latent_weight} if latent_weight else {}}
+    embedding = embed(adata, batch_key="batch", seed=0, max_epochs=60, train_kwargs=train)
+    types, batches = (adata.obs[key].to_numpy(str) for key in ("cell_type", "batch"))
+    is_second = batches == second
+    beside = KNeighborsClassifier(15).fit(embedding[~is_second], types[~is_second])
+    found = beside.predict(embedding[is_second])
+    assert np.mean(found == absent) < 0.03
+    assert np.mean(found == types[is_second]) > 0.9
 
 
 @pytest.mark.parametrize(
