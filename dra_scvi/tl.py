@@ -15,7 +15,7 @@ from dra_scvi import presets
 from dra_scvi._clusters import Suggestion, cluster, suggest_resolution
 from dra_scvi._data.registration import forget_with
 from dra_scvi._data.variable_genes import variable_genes
-from dra_scvi._labels.transfer import transfer_labels
+from dra_scvi._labels.transfer_labels import transfer_labels
 from dra_scvi._model.dra import DRA
 from dra_scvi._module.priors import effective_prior
 from dra_scvi._published.model import PublishedDRA

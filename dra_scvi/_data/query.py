@@ -9,7 +9,7 @@ import pandas as pd
 
 from dra_scvi._data.gene_names import check_genes_present
 from dra_scvi._data.keys import validate_keys
-from dra_scvi._data.stored import is_stored
+from dra_scvi._data.stored_matrix import is_stored
 from dra_scvi._exceptions import GeneMismatchError
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dra_scvi._module.cell_mixture import Drawn
     from dra_scvi._module.dravae import DRAVAE
-    from dra_scvi._module.population import Drawn
 
 SEED_LIMIT = 2**32 - 1
 # of these the population is learned, and of each batch at least so many, as far as there are
@@ -50,7 +50,7 @@ class GeneratingMixin:
 
         Code and depth of a cell are drawn together from a mixture of Gaussians that is fitted to
         those that the training cells had at the end of the training
-        (:class:`~dra_scvi._module.population.Population`), counts from what the decoder makes of
+        (:class:`~dra_scvi._module.cell_mixture.Population`), counts from what the decoder makes of
         them. Cells are decoded some at a time: what takes memory are the counts.
 
         A query (:meth:`load_query_data`) that has been trained makes cells of its own. Covariates

@@ -11,6 +11,7 @@ from scvi import REGISTRY_KEYS
 
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._module.autoencoder import Autoencoder
+from dra_scvi._module.cell_mixture import Population
 from dra_scvi._module.composition import Composition
 from dra_scvi._module.embedding import Embedding, with_present_names
 from dra_scvi._module.matching import (
@@ -20,7 +21,6 @@ from dra_scvi._module.matching import (
     scale_gradient,
 )
 from dra_scvi._module.networks import set_decoder_widths, set_widths
-from dra_scvi._module.population import Population
 from dra_scvi._module.priors import PRIORS, MixturePrior, Prior, default_prior
 
 if TYPE_CHECKING:

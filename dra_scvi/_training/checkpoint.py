@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
 from dra_scvi._outputs.files import atomic_path
-from dra_scvi._training.checkpoint_content import check_content, check_form
+from dra_scvi._training.checkpoint_check import check_content, check_form
 from dra_scvi._training.identity import check_identity
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from dra_scvi._exceptions import TrainingInterruptedError
 from dra_scvi._outputs.files import atomic_path
 from dra_scvi._training.checkpoint import CheckpointFile, is_checkpoint
-from dra_scvi._training.checkpoint_content import check_optimizers
+from dra_scvi._training.checkpoint_check import check_optimizers
 from dra_scvi._training.identity import training_identity
 from dra_scvi._training.processes import highest
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scvi.train import TrainingPlan
 
-from dra_scvi._training.checkpoint_content import set_random_state
+from dra_scvi._training.checkpoint_check import set_random_state
 from dra_scvi._training.diverged import LastGoodState, refused_as_diverged
 from dra_scvi._training.processes import failing_together, gathered
 from dra_scvi._training.progress import ProgressLines

@@ -36,8 +36,8 @@ from dra_scvi import DRA, metrics
 from dra_scvi._model.dra import DISPERSION_STEPS
 from dra_scvi._model.epochs import default_max_epochs
 from dra_scvi._model.generating import MOST_DRAWS
+from dra_scvi._module.cell_mixture import Population
 from dra_scvi._module.dispersion import fit_dispersions
-from dra_scvi._module.population import Population
 from dra_scvi.benchmark._cells import prepare
 from dra_scvi.metrics._realism import _log_scaled
 
