@@ -22,7 +22,7 @@ from dra_scvi._published.model import PublishedDRA
 from dra_scvi._training.checkpoint import read_checkpoint
 from dra_scvi._training.identity import held_settings
 from dra_scvi._training.interrupts import InterruptCheckpoint, check_place
-from dra_scvi._training.seeding import seeded
+from dra_scvi._training.runner import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -21,8 +21,8 @@ from dra_scvi._model.arguments import (
 from dra_scvi._model.base import BaseDRA
 from dra_scvi._model.generating import GeneratingMixin
 from dra_scvi._model.getters import INFERENCE_BATCH_SIZE
-from dra_scvi._model.hand_over import as_scvi
 from dra_scvi._model.loadings import LoadingsMixin
+from dra_scvi._model.transfer import as_scvi
 from dra_scvi._module.dispersion import fit_dispersions, has_dispersions_to_fit
 from dra_scvi._module.dravae import DRAVAE, hidden_widths
 from dra_scvi._module.neighborhood import evenly_spaced

@@ -16,10 +16,9 @@ from scvi import REGISTRY_KEYS
 from dra_scvi._exceptions import InvalidCountsError
 from dra_scvi._model.arguments import check_model
 from dra_scvi._model.base import BaseDRA
-from dra_scvi._model.hand_over import Refused
-from dra_scvi._published.cells import PublishedSplitter, published_split
+from dra_scvi._model.transfer import Refused
 from dra_scvi._published.networks import PublishedVAE
-from dra_scvi._published.plan import PublishedPlan
+from dra_scvi._published.plan import PublishedPlan, PublishedSplitter, published_split
 from dra_scvi.presets import published
 
 if TYPE_CHECKING:

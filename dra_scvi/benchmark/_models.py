@@ -206,7 +206,7 @@ def _harmony_needs(name: str, batch_key: str | None) -> None:
 
 def _upstream(name: str, counts: AnnData, task: Task, is_short: bool = False) -> Embedded:
     """Train a model of scvi-tools as its defaults say, or for as many epochs as DRA."""
-    from dra_scvi._training.seeding import seeded
+    from dra_scvi._training.runner import seeded
 
     model_cls = _upstream_class(name)
     max_epochs = task.max_epochs
