@@ -39,19 +39,7 @@ _ROWS_HELD = 128 * _ROWS_PER_BLOCK
 class Share:
     """The part of the cells that one of several processes goes through.
 
-    Parameters
-    ----------
-    rank
-        Number of the process, from 0.
-    world_size
-        Number of processes.
-    agree
-        From a number of this process to that of the first.
-
-    Examples
-    --------
-    >>> Share(1, 2).of(torch.arange(5))
-    tensor([3, 4, 0])
+    `agree` turns a number of this process into that of the first.
     """
 
     rank: int = 0
@@ -84,25 +72,8 @@ class Minibatches:
 
     A last minibatch of one cell, from which batch normalisation cannot learn, joins the one
     before it where the minibatches are shuffled for training. Cells in a file come in ascending
-    order where they are not shuffled.
+    order where they are not shuffled; each shuffle draws from torch's global random state.
 
-    Parameters
-    ----------
-    rows
-        What a minibatch consists of.
-    indices
-        Cells to go through, shape ``(n_cells,)``.
-    batch_size
-        Cells in a minibatch.
-    shuffle
-        Whether to draw a new order for each pass, from the global random state of torch.
-    drop_last
-        Whether to leave out a last minibatch that is not full.
-    share
-        Which part of the cells is this process'.
-
-    Examples
-    --------
     >>> from dra_scvi._data.rows import DenseRows
     >>> rows = {"X": DenseRows(torch.arange(5.0)[:, None], torch.float32)}
     >>> [len(batch["X"]) for batch in Minibatches(rows, np.arange(5), batch_size=2)]

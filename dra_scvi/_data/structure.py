@@ -26,30 +26,10 @@ READABLE = frozenset(
 
 
 def check_structure(matrix: Any, where: str) -> None:
-    """Check that the indices of a compressed sparse matrix are whole numbers and point into it.
+    """Check that the indices of a CSR or CSC matrix are whole numbers and point into it.
 
-    SciPy trusts them, and compiled code that follows them out of the matrix crashes.
-
-    Parameters
-    ----------
-    matrix
-        Any matrix; others than CSR and CSC pass. Of one in a file, only types are looked at.
-    where
-        Its name, for the message.
-
-    Raises
-    ------
-    InvalidCountsError
-        When they are not or do not, as after damage to a file.
-
-    Examples
-    --------
-    >>> matrix = sparse.csr_matrix([[0, 1], [2, 0]])
-    >>> matrix.indices[0] = 7
-    >>> check_structure(matrix, "adata.X")
-    Traceback (most recent call last):
-    ...
-    dra_scvi._exceptions.InvalidCountsError: adata.X is a damaged sparse matrix: ...
+    SciPy trusts them, and compiled code that follows them out of the matrix crashes. Of a matrix
+    in a file, only types are looked at.
     """
     if isinstance(matrix, CSCDataset | CSRDataset):
         _check_index_types(matrix.group["indices"], matrix.group["indptr"], where)
@@ -84,13 +64,7 @@ def _check_index_types(indices: Any, starts: Any, where: str) -> None:
 
 
 def sign_indices(matrix: Any) -> Any:
-    """Give a sparse matrix of one's own indices that SciPy knows, in place of unsigned ones.
-
-    Parameters
-    ----------
-    matrix
-        Any matrix; others than CSR and CSC are returned as they are.
-    """
+    """Give a sparse matrix of one's own indices that SciPy knows, in place of unsigned ones."""
     if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
         for name in ("indices", "indptr"):
             if getattr(matrix, name).dtype == np.uint64:
@@ -145,18 +119,11 @@ def stored_values(block: Any) -> NDArray[Any]:
 
 
 def cast(data: Any, dtype: Any) -> Any:
-    """Return registered data in a type that every reader of rows knows.
+    """Return a table, or an array or sparse matrix in memory, in a type that readers of rows know.
 
-    Parameters
-    ----------
-    data
-        A table, or an array or sparse matrix in memory; anything else is returned as it is.
-    dtype
-        What is taken in place of objects, half, long and foreign-endian numbers, and of columns
-        that pandas would gather into objects (a float beside a boolean).
+    `dtype` takes the place of objects, of half, long and foreign-endian numbers, and of columns
+    that pandas would gather into objects (a float beside a boolean). Anything else stays.
 
-    Examples
-    --------
     >>> cast(np.array([[1.5], [True]], dtype=object), np.float32).ravel().tolist()
     [1.5, 1.0]
     >>> frame = pd.DataFrame({"a": [0.5], "b": pd.array([True], dtype="boolean")})
