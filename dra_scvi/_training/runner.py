@@ -18,7 +18,7 @@ from scvi.train import TrainRunner
 from dra_scvi._training.checkpoint import with_plain_checkpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 # Trainings of several threads take turns: torch's default generator, scvi-tools' seed and the
 # filters of warnings, which scvi-tools sets for the time of a training, are the whole process'.
@@ -96,12 +96,8 @@ def seeded(seed: int) -> Iterator[None]:
             settings.seed, cudnn.deterministic, cudnn.benchmark = before
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
-            _restore(environment)
-
-
-def _restore(environment: Mapping[str, str | None]) -> None:
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+            for name, value in environment.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
