@@ -15,6 +15,7 @@ from scvi import REGISTRY_KEYS
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._module.neighborhood import evenly_spaced
+from dra_scvi._threads import within_own_threads
 from dra_scvi._training.runner import TURNS
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class GeneratingMixin:
 
     module: DRAVAE
 
+    @within_own_threads
     def generate(
         self, n_cells: int, batch: str | Sequence[str] | None = None, seed: int = 0
     ) -> AnnData:

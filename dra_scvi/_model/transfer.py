@@ -165,14 +165,8 @@ def _align_covariates(module: torch.nn.Module, n_old: Sequence[int]) -> None:
 
     A layer sees the categories of one covariate after those of another. scvi-tools appends the
     columns of all new ones at the end, so that with several covariates weights of a known category
-    are read as those of another; and a covariate that had one category had no column.
-
-    Parameters
-    ----------
-    module
-        Module of the query.
-    n_old
-        Numbers of categories of the reference: of batches, and of each covariate.
+    are read as those of another; and a covariate that had one category had no column. The
+    reference had `n_old` categories: batches, and of each covariate.
     """
     for layers in module.modules():
         if not isinstance(layers, FCLayers) or not layers.n_cov:
@@ -195,8 +189,6 @@ def _column_order(old: Sequence[int], new: Sequence[int]) -> list[int]:
 
     The category of a covariate that had one only is given the last position, one beyond them all.
 
-    Examples
-    --------
     >>> _column_order([2, 2], [3, 4])
     [0, 1, 4, 2, 3, 5, 6]
     >>> _column_order([0, 2], [3, 2])
@@ -212,13 +204,7 @@ def _column_order(old: Sequence[int], new: Sequence[int]) -> list[int]:
 
 
 class Refused(Mapping[str, Any]):
-    """Arguments that no class of scvi-tools can take: whoever reads them is told why.
-
-    Parameters
-    ----------
-    reason
-        One sentence.
-    """
+    """Arguments that no class of scvi-tools can take: whoever reads them is told why."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -242,17 +228,10 @@ class Refused(Mapping[str, Any]):
 def as_scvi(arguments: dict[str, Any], widths: list[int]) -> dict[str, Any]:
     """Return arguments of a model as those of an scVI model with its encoder and decoder.
 
-    Parameters
-    ----------
-    arguments
-        As scvi-tools keeps them: ``"non_kwargs"``, and ``"kwargs"`` by the name of the parameter.
-    widths
-        Width of each hidden layer.
+    scvi-tools keeps them in ``"non_kwargs"``, and ``"kwargs"`` by the name of the parameter.
 
-    Examples
-    --------
     >>> given = {"non_kwargs": {"n_hidden": 8, "n_layers": None, "prior": None}, "kwargs": {}}
-    >>> as_scvi(given, [8, 8])
+    >>> as_scvi(given, widths=[8, 8])
     {'non_kwargs': {'n_hidden': 8, 'n_layers': 2}, 'kwargs': {}}
     """
     if len(set(widths)) > 1:
