@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["transfer_labels"]
 
 LEAST_RECOGNISED = 0.5
 SHOWN = 5

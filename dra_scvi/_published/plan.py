@@ -41,14 +41,7 @@ class _Windows(Sampler[list[int]]):
 
 
 def published_split(n_obs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split cells into training and test: a permutation seeded with 0, cut at 80 %.
-
-    Examples
-    --------
-    >>> train, test = published_split(3005)
-    >>> len(train), len(test)
-    (2404, 601)
-    """
+    """Split cells into training and test: a permutation seeded with 0, cut at 80 %."""
     order = np.random.RandomState(0).permutation(n_obs)
     n_train = int(TRAIN_SHARE * n_obs)
     return order[:n_train], order[n_train:]
@@ -83,22 +76,9 @@ def released_distance(real: Tensor, fake: Tensor) -> Tensor:
     .. math:: -\ln \left( \sum_i \sqrt{\left| \frac{a_i}{\sum a} \frac{b_i}{\sum b} \right|} +
         10^{-10} \right)
 
-    for outputs `a` on the real and `b` on the fake rows, paired by their position. Both are
-    unbounded linear outputs divided by a signed sum, so that this is no divergence: it falls
-    without limit as a sum nears 0.
-
-    Parameters
-    ----------
-    real
-        Discriminator output on real rows, shape ``(n_cells,)``.
-    fake
-        Discriminator output on fake rows, shape ``(n_cells,)``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> abs(released_distance(torch.ones(4), torch.ones(4)).item()) < 1e-6
-    True
+    for outputs `a` on the real and `b` on the fake rows, ``(n_cells,)``, paired by their position.
+    Both are unbounded linear outputs divided by a signed sum, so that this is no divergence: it
+    falls without limit as a sum nears 0.
     """
     coefficient = torch.sqrt(torch.abs(real / real.sum() * (fake / fake.sum()))).sum()
     return -torch.log(coefficient + 1e-10)
@@ -109,14 +89,8 @@ def released_generator_loss(fake: Tensor) -> Tensor:
 
     .. math:: -\ln \left( \sum_i \sqrt{\left| b_i / \sum b \right|} + 10^{-10} \right)
 
-    Parameters
-    ----------
-    fake
-        Discriminator output on codes, shape ``(n_cells,)``.
+    for outputs `b` of the discriminator on codes, ``(n_cells,)``.
 
-    Examples
-    --------
-    >>> import torch
     >>> round(released_generator_loss(torch.ones(128)).item(), 3)  # its optimum, -ln(128) / 2
     -2.426
     """
@@ -126,24 +100,9 @@ def released_generator_loss(fake: Tensor) -> Tensor:
 class PublishedPlan(ResumablePlan):
     """Four Adam optimizers in the released order, every step with noise and dropout of its own.
 
-    In each minibatch: the autoencoder; in every third one the latent discriminator and in the
-    others the encoder as generator; the data discriminator, which reaches nothing else.
-
-    Parameters
-    ----------
-    module
-        Module to train.
-    lr
-        Learning rate of all four.
-    beta1
-        β₁ of all four.
-    control
-        Every how many minibatches the latent discriminator steps instead of the generator.
-
-    Raises
-    ------
-    TrainingDivergedError
-        When a loss is not finite, before its step.
+    In each minibatch: the autoencoder; in every third one (`control`) the latent discriminator and
+    in the others the encoder as generator; the data discriminator, which reaches nothing else.
+    `lr` and `beta1` are those of all four.
     """
 
     LOSSES = ("train_loss", "latent_discriminator", "generator", "data_discriminator")
