@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from _arguments import parsed
+from _arguments import QUIET, WITH_BATCHES, parsed
 from scipy import sparse, stats
 from scvi.model import SCVI
 from sklearn.cluster import KMeans
@@ -63,13 +63,6 @@ UNTOUCHED = (
     "pbmc_facs_3774x16791",
     "baron_pancreas_7162x1000",
 )
-WITH_BATCHES = {
-    "kang_ifnb_2800x14053",
-    "sc_mixology_5batches",
-    "baron_pancreas_7162x1000",
-    "pbmc_three_chemistries_1200x1767",
-}
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 PLANS: dict[str, dict[str, float]] = {
     "dra": {},
     "dra_0": {"latent_weight": 0.0, "data_weight": 0.0},
