@@ -10,33 +10,10 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = [
-    "check_adata",
-    "check_distinguishable",
-    "check_number",
-    "check_table",
-    "matrix",
-    "one_per_cell",
-]
-
 
 def matrix(values: Any, argument: str) -> np.ndarray:
-    """Return coordinates as an array of numbers.
+    """Return coordinates as an array of numbers, and refuse all but a dense matrix of them.
 
-    Parameters
-    ----------
-    values
-        What a caller passes as an embedding.
-    argument
-        Its name, for the message.
-
-    Raises
-    ------
-    TypeError
-        When it is something else than a dense matrix of numbers.
-
-    Examples
-    --------
     >>> matrix("X_dra", "embedding")
     Traceback (most recent call last):
     ...
@@ -69,24 +46,7 @@ def matrix(values: Any, argument: str) -> np.ndarray:
 
 
 def one_per_cell(values: Any, n_cells: int, argument: str) -> Any:
-    """Return labels or batches, one for each cell.
-
-    Parameters
-    ----------
-    values
-        What a caller passes.
-    n_cells
-        Number of cells.
-    argument
-        Its name, for the message.
-
-    Raises
-    ------
-    TypeError
-        When it is no sequence of values.
-    ValueError
-        When it has another length, or more dimensions than one.
-    """
+    """Return labels or batches, once they are a sequence of one value for each cell."""
     wanted = f"{argument} must hold one value per cell, not"
     if isinstance(values, str | bytes):
         raise TypeError(f"{wanted} the name {values!r}; pass adata.obs[{values!r}]")
@@ -111,20 +71,6 @@ def one_per_cell(values: Any, n_cells: int, argument: str) -> Any:
 def check_distinguishable(values: Any, where: str) -> None:
     """Check that values can be told apart, as lists and dictionaries cannot.
 
-    Parameters
-    ----------
-    values
-        Labels, batches or other values, one for each cell.
-    where
-        Their name, for the message.
-
-    Raises
-    ------
-    ValueError
-        When they cannot.
-
-    Examples
-    --------
     >>> check_distinguishable([["T"], ["B"]], "labels")
     Traceback (most recent call last):
     ...
@@ -144,28 +90,8 @@ def check_distinguishable(values: Any, where: str) -> None:
 
 
 def check_number(value: Any, argument: str, least: float, whole: bool = True) -> None:
-    """Check that an argument is a number, and large enough.
+    """Check that an argument is a number: whole from `least` on, or a finite fraction above it.
 
-    Parameters
-    ----------
-    value
-        What a caller passes.
-    argument
-        Its name, for the message.
-    least
-        Smallest whole number; a fraction has to be above it.
-    whole
-        Whether fractions are refused.
-
-    Raises
-    ------
-    TypeError
-        When it is no number of this kind.
-    ValueError
-        When it is too small, or not finite.
-
-    Examples
-    --------
     >>> check_number(2.5, "n_clusters", least=1)
     Traceback (most recent call last):
     ...
@@ -182,20 +108,7 @@ def check_number(value: Any, argument: str, least: float, whole: bool = True) ->
 
 
 def check_adata(adata: Any, parts: Sequence[str] = ("obs", "var_names")) -> None:
-    """Check that an argument is an AnnData, or has what is needed of one.
-
-    Parameters
-    ----------
-    adata
-        What a caller passes.
-    parts
-        Attributes that are needed.
-
-    Raises
-    ------
-    TypeError
-        When it is something else.
-    """
+    """Check that an argument is an AnnData, or has the parts that are needed of one."""
     if all(hasattr(adata, part) for part in parts):
         return
     hint = "; read it first: anndata.read_h5ad(...)" if isinstance(adata, str) else ""
@@ -203,18 +116,7 @@ def check_adata(adata: Any, parts: Sequence[str] = ("obs", "var_names")) -> None
 
 
 def check_table(table: Any) -> None:
-    """Check that an argument is a table.
-
-    Parameters
-    ----------
-    table
-        What a caller passes.
-
-    Raises
-    ------
-    TypeError
-        When it is something else.
-    """
+    """Check that an argument is a table."""
     if not hasattr(table, "columns") or not hasattr(table, "iloc"):
         hint = "; read it first: pandas.read_csv(...)" if isinstance(table, str) else ""
         raise TypeError(

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     Method = TypeVar("Method", bound=Callable[..., Any])
 
-__all__ = ["with_parameters_of"]
 
 PLACE = "{parameters}"
 
@@ -21,17 +20,8 @@ def with_parameters_of(
 ) -> Callable[[Method], Method]:
     """Show what a method passes on: parameters of `theirs` for ``*args`` and ``**kwargs``.
 
-    In the docstring, their texts take the place of ``{parameters}``.
+    In the docstring, their texts, but for some to `leave_out`, take the place of ``{parameters}``.
 
-    Parameters
-    ----------
-    theirs
-        Method with a docstring in NumPy's style.
-    leave_out
-        Parameters of `theirs` whose texts are not wanted.
-
-    Examples
-    --------
     >>> def theirs(a, b):
     ...     '''Do it.
     ...

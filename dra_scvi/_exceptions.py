@@ -138,8 +138,6 @@ def message_of(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     r"""Shorten an error to its kind and the beginning of its first line.
 
-    Examples
-    --------
     >>> first_line(KeyError("no such gene\nnor any other"))
     'KeyError: no such gene'
     """

@@ -16,12 +16,14 @@ import functools
 import os
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    Function = TypeVar("Function", bound=Callable[..., Any])
 
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -75,11 +77,6 @@ def choose_threads() -> Threads:
 
     Which is what ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` says, or ``torch.set_num_threads``
     where that is none of the numbers that PyTorch or numba set by themselves.
-
-    Examples
-    --------
-    >>> choose_threads().pools >= 1
-    True
     """
     import numba
     import torch
@@ -119,14 +116,7 @@ def _environment() -> int | None:
 
 
 def kernel_threads() -> int:
-    """Return the number of threads that share a compiled pass; PyTorch's outside any block.
-
-    Examples
-    --------
-    >>> with own_threads(limit=1):
-    ...     kernel_threads()
-    1
-    """
+    """Return the number of threads that share a compiled pass; PyTorch's outside any block."""
     import torch
 
     chosen = _inside.chosen
@@ -135,17 +125,10 @@ def kernel_threads() -> int:
 
 @contextlib.contextmanager
 def own_threads(limit: int | None = None) -> Iterator[None]:
-    """Choose the numbers of threads for a block, and give them back after it.
+    """Choose the numbers of threads for a block, at most `limit`, and give them back after it.
 
     Blocks may lie in one another, and in several threads at a time: the first one chooses.
 
-    Parameters
-    ----------
-    limit
-        Most threads of any kind; `None` for :func:`choose_threads`.
-
-    Examples
-    --------
     >>> import torch
     >>> before = torch.get_num_threads()
     >>> with own_threads(limit=2):
@@ -170,44 +153,12 @@ def own_threads(limit: int | None = None) -> Iterator[None]:
             _inside.leave()
 
 
-def with_own_threads(*names: str) -> Callable[[type], type]:
-    """Make methods of a class, inherited ones too, choose their numbers of threads.
-
-    Parameters
-    ----------
-    names
-        Methods that compute.
-
-    Examples
-    --------
-    >>> @with_own_threads("count")
-    ... class Counter:
-    ...     def count(self):
-    ...         return kernel_threads() >= 1
-    >>> Counter().count()
-    True
-    """
-
-    def decorate(cls: type) -> type:
-        for name in names:
-            setattr(cls, name, within_own_threads(getattr(cls, name)))
-        return cls
-
-    return decorate
-
-
-def within_own_threads(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function choose its numbers of threads.
-
-    Parameters
-    ----------
-    function
-        What computes.
-    """
+def within_own_threads(function: Function) -> Function:
+    """Make a function choose its numbers of threads."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         with own_threads():
             return function(*args, **kwargs)
 
-    return run
+    return run  # type: ignore[return-value]

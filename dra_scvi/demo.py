@@ -12,7 +12,7 @@ from dra_scvi import datasets, metrics, pl, tl
 from dra_scvi._model.epochs import default_max_epochs
 from dra_scvi._outputs.files import write_h5ad, write_json
 from dra_scvi._threads import own_threads
-from dra_scvi._training.seeding import seeded
+from dra_scvi._training.runner import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

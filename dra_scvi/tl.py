@@ -15,14 +15,14 @@ from dra_scvi import presets
 from dra_scvi._clusters import Suggestion, cluster, suggest_resolution
 from dra_scvi._data.registration import forget_with
 from dra_scvi._data.variable_genes import variable_genes
-from dra_scvi._labels.transfer import transfer_labels
+from dra_scvi._labels.transfer_labels import transfer_labels
 from dra_scvi._model.dra import DRA
 from dra_scvi._module.priors import effective_prior
 from dra_scvi._published.model import PublishedDRA
 from dra_scvi._training.checkpoint import read_checkpoint
 from dra_scvi._training.identity import held_settings
 from dra_scvi._training.interrupts import InterruptCheckpoint, check_place
-from dra_scvi._training.seeding import seeded
+from dra_scvi._training.runner import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -129,21 +129,7 @@ def dra(
     >>> adata.obsm["X_dra"].shape
     (200, 10)
     """
-    model = _dra(
-        adata,
-        layer,
-        batch_key,
-        n_latent,
-        key_added,
-        seed,
-        preset=preset,
-        max_epochs=max_epochs,
-        accelerator=accelerator,
-        model_kwargs=model_kwargs,
-        train_kwargs=train_kwargs,
-        checkpoint=checkpoint,
-        resume=resume,
-    )
+    model = _dra(**locals())  # needs nothing else in scope
     if checkpoint is not None:
         Path(checkpoint).expanduser().unlink(missing_ok=True)
     return model
@@ -269,11 +255,7 @@ def _try_obsm(adata: AnnData, key_added: str, n_latent: int) -> None:
 
 @contextlib.contextmanager
 def _kept(
-    model: DRA,
-    train: Mapping[str, Any],
-    seed: int,
-    checkpoint: str | Path | None,
-    resume: bool,
+    model: DRA, train: Mapping[str, Any], seed: int, checkpoint: str | Path | None, resume: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield arguments of a training whose state is kept until the end of the block."""
     if checkpoint is None:

@@ -20,8 +20,8 @@ from scvi.data.fields import (
 )
 
 from dra_scvi._compat import is_minified
-from dra_scvi._data.gene_names import check_genes
 from dra_scvi._data.keys import NAMES_SHOWN, counted, validate_keys
+from dra_scvi._data.query import check_genes
 from dra_scvi._data.validation import validate_counts
 
 if TYPE_CHECKING:
@@ -43,16 +43,8 @@ class CountsField(LayerField):
     """The matrix of counts, of which scvi-tools' own field checks a sample of 20 values.
 
     Here every value is checked. Other cells must have the genes of the model, in its order.
-
-    Parameters
-    ----------
-    layer
-        Key of ``adata.layers``; ``adata.X`` when None.
-    batch_key
-        Column of ``adata.obs`` with batches, or None.
-    allow_noninteger
-        Turn the error about non-integer values into a warning. It is kept with what is registered,
-        not among the arguments of `setup_anndata`, which scvi-tools hands to other classes.
+    `allow_noninteger` turns the error about such values into a warning; it is kept with what is
+    registered, for scvi-tools hands arguments of `setup_anndata` to other classes.
     """
 
     ALLOW_NONINTEGER_KEY = "allow_noninteger"

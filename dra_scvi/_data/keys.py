@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-__all__ = ["check_complete", "closest", "counted", "named_layers", "unknown_key", "validate_keys"]
 
 NAMES_SHOWN = 10
 
@@ -34,38 +33,9 @@ def validate_keys(
     layer: str | None = None,
     obs_keys: Mapping[str, str | Sequence[str] | None] | None = None,
 ) -> None:
-    """Check that a layer and columns of ``adata.obs`` exist, and that batches are complete.
+    """Check that a layer exists, and columns of ``adata.obs``, by the arguments that name them.
 
-    Parameters
-    ----------
-    adata
-        Where to look.
-    layer
-        Key of ``adata.layers``, or None.
-    obs_keys
-        From the name of an argument, for the message, to the column or columns it names. What
-        ``setup_anndata`` reads (``batch_key``, ``labels_key``, ``size_factor_key`` and the
-        covariates) must have a value for every cell; other columns may have gaps.
-
-    Raises
-    ------
-    KeyError
-        For what does not exist; ``error.args[0]`` names the argument, the key, the closest match
-        and what is available.
-    ValueError
-        For missing values, with their number, and for lists in place of values.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import pandas as pd
-    >>> from anndata import AnnData
-    >>> adata = AnnData(np.ones((2, 1)), obs=pd.DataFrame({"donor": ["a", "b"]}, index=["x", "y"]))
-    >>> validate_keys(adata, obs_keys={"batch_key": "donor"})
-    >>> validate_keys(adata, obs_keys={"batch_key": "doner"})
-    Traceback (most recent call last):
-    ...
-    KeyError: "batch_key='doner' is not a column of adata.obs; did you mean 'donor'? Available: ...
+    Those that a model reads (:data:`COMPLETE_COLUMNS`) must have a value for every cell.
     """
     if layer is not None and layer not in named_layers(adata):
         raise KeyError(unknown_key("layer", layer, "a key of adata.layers", named_layers(adata)))
@@ -86,8 +56,6 @@ def validate_keys(
 def unknown_key(argument: str, key: str, place: str, available: Iterable[object]) -> str:
     """Say that a key does not exist, which one may be meant, and which ones there are.
 
-    Examples
-    --------
     >>> unknown_key("layer", "count", "a key of adata.layers", ["counts"])
     "layer='count' is not a key of adata.layers; did you mean 'counts'? Available: 'counts'."
     """
@@ -103,12 +71,8 @@ def unknown_key(argument: str, key: str, place: str, available: Iterable[object]
 def closest(name: str, names: Iterable[str]) -> str | None:
     """Return the most similar of some names, whatever their case, or None.
 
-    Examples
-    --------
-    >>> closest("Doner", ["donor", "age"])
-    'donor'
-    >>> closest("batch", ["donor", "age"]) is None
-    True
+    >>> closest("Doner", ["donor", "age"]), closest("batch", ["donor", "age"])
+    ('donor', None)
     """
     originals = {candidate.casefold(): candidate for candidate in names}
     matches = difflib.get_close_matches(str(name).casefold(), originals, n=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,11 @@ from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
 from torch.utils.data import RandomSampler
 
 from dra_scvi._data.rows import Rows, StoredRows, registered_rows
-from dra_scvi._data.shares import Share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from lightning.pytorch import Trainer
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -34,30 +35,45 @@ _ROWS_PER_BLOCK = 128
 _ROWS_HELD = 128 * _ROWS_PER_BLOCK
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of the cells that one of several processes goes through.
+
+    `agree` turns a number of this process into that of the first.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    agree: Callable[[int], int] = int
+
+    @classmethod
+    def of_trainer(cls, trainer: Trainer | None) -> Share:
+        """Return the share of the process that a trainer runs in."""
+        if trainer is None or trainer.world_size == 1:
+            return cls()
+        return cls(trainer.global_rank, trainer.world_size, trainer.strategy.broadcast)
+
+    def size(self, n_cells: int) -> int:
+        """Cells of this process: as many as of every other, or some would wait for ever."""
+        return -(-n_cells // self.world_size)
+
+    def of(self, cells: Tensor) -> Tensor:
+        """Cells of this process, of all in an order that is the same everywhere.
+
+        To make shares equal a few cells come twice.
+        """
+        size = self.size(len(cells))
+        padding = cells[: size * self.world_size - len(cells)]
+        return torch.cat([cells, padding])[self.rank * size : (self.rank + 1) * size]
+
+
 class Minibatches:
     """Minibatches of chosen cells, in the order that scvi-tools' loader takes them in.
 
     A last minibatch of one cell, from which batch normalisation cannot learn, joins the one
     before it where the minibatches are shuffled for training. Cells in a file come in ascending
-    order where they are not shuffled.
+    order where they are not shuffled; each shuffle draws from torch's global random state.
 
-    Parameters
-    ----------
-    rows
-        What a minibatch consists of.
-    indices
-        Cells to go through, shape ``(n_cells,)``.
-    batch_size
-        Cells in a minibatch.
-    shuffle
-        Whether to draw a new order for each pass, from the global random state of torch.
-    drop_last
-        Whether to leave out a last minibatch that is not full.
-    share
-        Which part of the cells is this process'.
-
-    Examples
-    --------
     >>> from dra_scvi._data.rows import DenseRows
     >>> rows = {"X": DenseRows(torch.arange(5.0)[:, None], torch.float32)}
     >>> [len(batch["X"]) for batch in Minibatches(rows, np.arange(5), batch_size=2)]

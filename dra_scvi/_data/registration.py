@@ -6,23 +6,47 @@ import contextlib
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
+from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
 from dra_scvi._compat import MANAGER_UUID_KEY, default_dtype
-from dra_scvi._data.casting import cast
-from dra_scvi._data.dataset import CountsDataset
+from dra_scvi._data.structure import cast
 from dra_scvi._data.unchanged import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
+    import torch
+    from numpy.typing import NDArray
     from scvi.data.fields import AnnDataField
     from scvi.model.base import BaseModelClass
+
+
+class CountsDataset(AnnTorchDataset):
+    """scvi-tools' data set, without two faults of it.
+
+    From a file it reads rows in ascending order, which leaves the results of getters out of step
+    with the `indices` they were asked for; and it cannot read sparse blocks of a dask array.
+    """
+
+    def __getitem__(
+        self, indexes: int | list[int] | NDArray[np.int64] | slice
+    ) -> dict[str, NDArray | torch.Tensor]:
+        """Fetch the data of cells, shape ``(n_cells, ...)`` each."""
+        rows = super().__getitem__(indexes)
+        for key, values in rows.items():
+            if not self.load_sparse_tensor:
+                dense = values.toarray() if sparse.issparse(values) else values
+                rows[key] = dense.astype(self.keys_and_dtypes[key], copy=False)
+        in_file = self.adata_manager.adata.isbacked
+        if not in_file or self.load_sparse_tensor or not isinstance(indexes, list | np.ndarray):
+            return rows
+        rank = np.argsort(np.argsort(indexes))
+        return {key: values[rank] for key, values in rows.items()}
 
 
 class CountsManager(AnnDataManager):

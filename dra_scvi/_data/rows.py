@@ -11,9 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from dra_scvi._data.casting import cast
-from dra_scvi._data.stored import is_stored, read_rows
-from dra_scvi._data.structure import check_structure
+from dra_scvi._data.stored_matrix import is_stored, read_rows
+from dra_scvi._data.structure import cast, check_structure
 from dra_scvi._kernels.likelihood import log_counts
 from dra_scvi._kernels.rows import gather_rows, project_rows
 from dra_scvi._threads import kernel_threads
@@ -32,14 +31,11 @@ _ROWS_PER_COPY = 8_192
 class Rows(ABC):
     """A matrix with one row per cell, from which minibatches are taken."""
 
+    description: str  # how the matrix is held, and in how much memory
+
     @abstractmethod
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index`, shape ``(n_cells,)``, as a dense tensor."""
-
-    @property
-    @abstractmethod
-    def description(self) -> str:
-        """How the matrix is held, and in how much memory."""
 
     def hold(self, index: Tensor) -> tuple[Rows, Tensor]:
         """Return what to take rows at `index` from, part by part, and where they are there."""
@@ -52,25 +48,13 @@ class Rows(ABC):
 
 
 class DenseRows(Rows):
-    """A dense matrix, which may hold integers narrower than the minibatches it gives.
-
-    Examples
-    --------
-    >>> rows = DenseRows(torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8), torch.float32)
-    >>> rows.take(torch.tensor([1, 1]))
-    tensor([[2., 3.],
-            [2., 3.]])
-    """
+    """A dense matrix, which may hold integers narrower than the minibatches it gives."""
 
     def __init__(self, matrix: Tensor, dtype: torch.dtype) -> None:
         self.matrix = matrix
         self.dtype = dtype
-
-    @property
-    def description(self) -> str:
-        """How the matrix is held, and in how much memory."""
-        kind = str(self.matrix.dtype).removeprefix("torch.")
-        return f"dense {kind}, {_megabytes(self.matrix)}"
+        kind = str(matrix.dtype).removeprefix("torch.")
+        self.description = f"dense {kind}, {_megabytes(matrix)}"
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index` as a dense tensor."""
@@ -79,24 +63,11 @@ class DenseRows(Rows):
 
 
 class SparseRows(Rows):
-    """A CSR matrix in memory, used as it is.
-
-    Examples
-    --------
-    >>> rows = SparseRows(sp.csr_matrix([[0, 1], [2, 0]]))
-    >>> rows.take(torch.tensor([1, 0]))
-    tensor([[2., 0.],
-            [0., 1.]])
-    """
+    """A CSR matrix in memory, used as it is."""
 
     def __init__(self, matrix: sp.csr_matrix) -> None:
         self.matrix = matrix
-
-    @property
-    def description(self) -> str:
-        """How the matrix is held, and in how much memory."""
-        arrays = self.matrix.data, self.matrix.indices, self.matrix.indptr
-        return f"CSR, {_megabytes(*arrays)}"
+        self.description = f"CSR, {_megabytes(matrix.data, matrix.indices, matrix.indptr)}"
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index` as a dense tensor."""
@@ -117,23 +88,11 @@ class SparseRows(Rows):
 
 
 class StoredRows(Rows):
-    """A matrix in a file or in chunks, of which a few stretches of rows are in memory at a time.
-
-    Examples
-    --------
-    >>> rows = StoredRows(np.array([[0, 1], [2, 0]]))
-    >>> rows.take(torch.tensor([1, 0]))
-    tensor([[2., 0.],
-            [0., 1.]])
-    """
+    """A matrix in a file or in chunks, of which some stretches of rows are in memory at a time."""
 
     def __init__(self, matrix: Any) -> None:
         self.matrix = matrix
-
-    @property
-    def description(self) -> str:
-        """What the matrix is stored as."""
-        return type(self.matrix).__name__
+        self.description = type(matrix).__name__
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index` as a dense tensor."""
@@ -160,13 +119,6 @@ class DeviceSparseRows(Rows):
     """A CSR matrix on an accelerator, with its row lengths on the host as well.
 
     A gather whose size the host did not know would have to wait for the device.
-
-    Examples
-    --------
-    >>> rows = DeviceSparseRows(sp.csr_matrix([[0, 1], [2, 0]]), torch.device("cpu"))
-    >>> rows.take(torch.tensor([1, 0]))
-    tensor([[2., 0.],
-            [0., 1.]])
     """
 
     def __init__(self, matrix: sp.csr_matrix, device: torch.device) -> None:
@@ -176,11 +128,7 @@ class DeviceSparseRows(Rows):
         self.start = torch.from_numpy(matrix.indptr[:-1].astype(np.int64)).to(device)
         self.columns = torch.from_numpy(matrix.indices.astype(np.int32)).to(device)
         self.values = torch.from_numpy(narrow(matrix.data)).to(device)
-
-    @property
-    def description(self) -> str:
-        """How the matrix is held, and in how much memory."""
-        return f"CSR, {_megabytes(self.start, self.columns, self.values)}"
+        self.description = f"CSR, {_megabytes(self.start, self.columns, self.values)}"
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index`, which lies on the host, as a dense tensor on the device."""
@@ -206,13 +154,7 @@ def _megabytes(*arrays: Tensor | NDArray[Any]) -> str:
 
 
 def narrow(values: NDArray[Any]) -> NDArray[Any]:
-    """Return `values` in the narrowest type that holds them all, or as single precision.
-
-    Examples
-    --------
-    >>> [narrow(np.array(v)).dtype.name for v in ([0.0, 7.0], [0.0, 300.0], [0.5], [-1.0])]
-    ['uint8', 'int16', 'float32', 'float32']
-    """
+    """Return `values` in the narrowest type that holds them all, or as single precision."""
     if values.size and values.min() >= 0 and np.array_equal(values, np.rint(values)):
         for dtype in (np.uint8, np.int16):
             if values.max() <= np.iinfo(dtype).max:
@@ -223,20 +165,10 @@ def narrow(values: NDArray[Any]) -> NDArray[Any]:
 def registered_rows(
     manager: AnnDataManager, device: torch.device | None = None
 ) -> dict[str, Rows] | None:
-    """Return what is registered as rows to take minibatches from, or `None` if that cannot be.
+    """Return each key of the registry as rows to take minibatches from, held on `device` if given.
 
-    Parameters
-    ----------
-    manager
-        Manager of the registered AnnData.
-    device
-        Accelerator to hold the matrices; `None` for the memory of the host, where nothing is
-        copied but a CSC matrix, or one with duplicate entries.
-
-    Returns
-    -------
-    One entry per key of the registry; `None` for matrices stored by column, arrays of other
-    libraries, and matrices that do not fit on the device.
+    In the memory of the host nothing is copied but a CSC matrix, or one with duplicate entries.
+    `None` for arrays of other libraries, and for matrices that do not fit on the device.
     """
     dataset = manager.create_torch_dataset()
     matrices = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
@@ -18,33 +19,17 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = 4096
 BLOCK_ENTRIES = 2**24
+# types that torch and the compiled kernels can read
+READABLE = frozenset(
+    map(np.dtype, ("bool", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "float32", "float64"))
+)
 
 
 def check_structure(matrix: Any, where: str) -> None:
-    """Check that the indices of a compressed sparse matrix are whole numbers and point into it.
+    """Check that the indices of a CSR or CSC matrix are whole numbers and point into it.
 
-    SciPy trusts them, and compiled code that follows them out of the matrix crashes.
-
-    Parameters
-    ----------
-    matrix
-        Any matrix; others than CSR and CSC pass. Of one in a file, only types are looked at.
-    where
-        Its name, for the message.
-
-    Raises
-    ------
-    InvalidCountsError
-        When they are not or do not, as after damage to a file.
-
-    Examples
-    --------
-    >>> matrix = sparse.csr_matrix([[0, 1], [2, 0]])
-    >>> matrix.indices[0] = 7
-    >>> check_structure(matrix, "adata.X")
-    Traceback (most recent call last):
-    ...
-    dra_scvi._exceptions.InvalidCountsError: adata.X is a damaged sparse matrix: ...
+    SciPy trusts them, and compiled code that follows them out of the matrix crashes. Of a matrix
+    in a file, only types are looked at.
     """
     if isinstance(matrix, CSCDataset | CSRDataset):
         _check_index_types(matrix.group["indices"], matrix.group["indptr"], where)
@@ -79,13 +64,7 @@ def _check_index_types(indices: Any, starts: Any, where: str) -> None:
 
 
 def sign_indices(matrix: Any) -> Any:
-    """Give a sparse matrix of one's own indices that SciPy knows, in place of unsigned ones.
-
-    Parameters
-    ----------
-    matrix
-        Any matrix; others than CSR and CSC are returned as they are.
-    """
+    """Give a sparse matrix of one's own indices that SciPy knows, in place of unsigned ones."""
     if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
         for name in ("indices", "indptr"):
             if getattr(matrix, name).dtype == np.uint64:
@@ -137,3 +116,24 @@ def _in_memory(block: Any) -> Any:
 
 def stored_values(block: Any) -> NDArray[Any]:
     return block.data if sparse.issparse(block) else block
+
+
+def cast(data: Any, dtype: Any) -> Any:
+    """Return a table, or an array or sparse matrix in memory, in a type that readers of rows know.
+
+    `dtype` takes the place of objects, of half, long and foreign-endian numbers, and of columns
+    that pandas would gather into objects (a float beside a boolean). Anything else stays.
+
+    >>> cast(np.array([[1.5], [True]], dtype=object), np.float32).ravel().tolist()
+    [1.5, 1.0]
+    >>> frame = pd.DataFrame({"a": [0.5], "b": pd.array([True], dtype="boolean")})
+    >>> cast(frame, np.float32).to_numpy().tolist()
+    [[0.5, 1.0]]
+    >>> cast(np.array([[3]], dtype=">i4"), np.float32).dtype.name
+    'float32'
+    """
+    if isinstance(data, pd.DataFrame):
+        return data.astype(dtype)
+    if isinstance(data, np.ndarray) or sparse.issparse(data):
+        return data if data.dtype in READABLE else data.astype(dtype)
+    return data

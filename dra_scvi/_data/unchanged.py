@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from dra_scvi._data.keys import counted, named_layers
-from dra_scvi._data.structure import blocks
+from dra_scvi._data.structure import blocks, place_of
 from dra_scvi._data.validation import holds_counts
 from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
 from dra_scvi._kernels.checksum import checksum
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["Snapshot", "comparing_once"]
+    Change = tuple[type[ValueError], str]
+
 
 # whose counts were compared in the call that is under way
 _compared: ContextVar[set[Snapshot] | None] = ContextVar("compared", default=None)
@@ -40,8 +41,6 @@ _REMEDY = (
 def comparing_once() -> Iterator[None]:
     """Compare the counts of an AnnData once in a block, however often it is asked for.
 
-    Examples
-    --------
     >>> with comparing_once(), comparing_once():
     ...     len(_compared.get())
     0
@@ -61,16 +60,8 @@ class Snapshot:
     looked at: the same counts in another form, as after ``adata.X = adata.X.tocsc()``, have not
     changed. Of counts in a file, in chunks, or in an AnnCollection, the shape is compared.
 
-    Parameters
-    ----------
-    adata
-        Registered data.
-    layer
-        Where its counts are; ``adata.X`` when None.
-    sources
-        Columns of ``adata.obs`` that what is read was made from.
-    read
-        What a model reads besides the counts: attributes of `adata`, and keys there.
+    `sources` are the columns of ``adata.obs`` that what is read was made from, `read` what a model
+    reads besides the counts: attributes of `adata`, and keys there.
     """
 
     def __init__(
@@ -89,28 +80,12 @@ class Snapshot:
         self.sums = _sums(matrix) if self.digest is not None else None
 
     def check(self, adata: AnnData) -> None:
-        """Refuse data whose genes, cells, counts, or columns given by the user changed.
-
-        Raises
-        ------
-        GeneMismatchError
-            When genes were removed, added, renamed or put in another order.
-        InvalidCountsError
-            When counts changed, or are none any more.
-        ValueError
-            When cells, or columns that the model reads, changed.
-        """
+        """Refuse data whose genes, cells, counts, or columns given by the user changed."""
         changes = [*self._genes(adata), *self._cells(adata)]
         _refuse(changes or [*self._matrix(adata), *_columns(adata, self.sources)])
 
     def check_read(self, adata: AnnData) -> None:
-        """Refuse data where what scvi-tools made of columns changed.
-
-        Raises
-        ------
-        ValueError
-            When it did.
-        """
+        """Refuse data where what scvi-tools made of columns changed."""
         missing = [
             (ValueError, f"{_name(*place)} is gone")
             for place in self.read
@@ -118,20 +93,20 @@ class Snapshot:
         ]
         _refuse(missing or [*_columns(adata, self.read)])
 
-    def _genes(self, adata: AnnData) -> Iterator[tuple[type[ValueError], str]]:
+    def _genes(self, adata: AnnData) -> Iterator[Change]:
         change = _renamed(self.genes, adata.var_names, "gene", "genes")
         if change or adata.n_vars != len(self.genes):
             yield GeneMismatchError, str(change)
 
-    def _cells(self, adata: AnnData) -> Iterator[tuple[type[ValueError], str]]:
+    def _cells(self, adata: AnnData) -> Iterator[Change]:
         """Cells may have new names; their number and order must be the same."""
         change = _renamed(self.cells, adata.obs_names, "cell", "cells")
         is_renamed = adata.n_obs == len(self.cells) and len(_gone(self.cells, adata.obs_names)) > 0
         if change and not is_renamed:
             yield ValueError, change
 
-    def _matrix(self, adata: AnnData) -> Iterator[tuple[type[ValueError], str]]:
-        name = "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
+    def _matrix(self, adata: AnnData) -> Iterator[Change]:
+        name = place_of(self.layer)
         matrix = _counts(adata, self.layer)
         whole = (len(self.cells), len(self.genes))
         shape = getattr(matrix, "shape", whole)  # the matrix of a collection has none
@@ -151,33 +126,27 @@ class Snapshot:
         compared.add(self)
         return was_there
 
-    def _values(
-        self, matrix: Any, name: str, sums: NDArray[np.float64]
-    ) -> Iterator[tuple[type[ValueError], str]]:
-        if (digest := _digest(matrix)) != self.digest:
-            is_same = np.isclose(_sums(matrix), sums, rtol=_TOLERANCE, atol=0)
-            differ = np.flatnonzero(~is_same)
-            if len(differ):
-                state = "they are other counts" if holds_counts(matrix) else "no longer counts"
-                first = str(self.cells[differ[0]])
-                number = counted(len(differ), "cell", "cells")
-                yield (
-                    InvalidCountsError,
-                    f"the values in {name} changed in {number} (first: {first!r}), {state}",
-                )
-            else:
-                self.digest = digest
+    def _values(self, matrix: Any, name: str, sums: NDArray[np.float64]) -> Iterator[Change]:
+        if (digest := _digest(matrix)) == self.digest:
+            return
+        is_same = np.isclose(_sums(matrix), sums, rtol=_TOLERANCE, atol=0)
+        differ = np.flatnonzero(~is_same)
+        if not len(differ):
+            self.digest = digest
+            return
+        state = "they are other counts" if holds_counts(matrix) else "no longer counts"
+        first, number = str(self.cells[differ[0]]), counted(len(differ), "cell", "cells")
+        text = f"the values in {name} changed in {number} (first: {first!r}), {state}"
+        yield InvalidCountsError, text
 
 
-def _refuse(changes: Sequence[tuple[type[ValueError], str]]) -> None:
+def _refuse(changes: Sequence[Change]) -> None:
     if changes:
         texts = "; ".join(text for _, text in changes)
         raise changes[0][0](f"adata is not what was registered: {texts}. {_REMEDY}")
 
 
-def _columns(
-    adata: AnnData, kept: dict[tuple[str, str], Any]
-) -> Iterator[tuple[type[ValueError], str]]:
+def _columns(adata: AnnData, kept: dict[tuple[str, str], Any]) -> Iterator[Change]:
     """Say which columns changed; one that is gone is not read."""
     for (place, key), before in kept.items():
         if key not in getattr(adata, place):

@@ -74,45 +74,16 @@ def validate_counts(
     allow_noninteger: bool = False,
     to_train: bool = True,
 ) -> None:
-    """Check that a matrix holds raw counts, looking at every stored value.
+    """Check that a matrix holds raw counts, looking at every stored value, block by block.
 
-    Parameters
-    ----------
-    adata
-        Cells by genes. Dense, CSR, CSC, sparse arrays, backed and dask matrices are read block
-        by block and never changed.
-    layer
-        Key of ``adata.layers``; ``adata.X`` when None.
-    batch_key
-        Column of ``adata.obs``; no batch may consist of empty cells only.
-    allow_noninteger
-        Turn the error about non-integer values into a warning.
-    to_train
-        Whether a model is to learn from these cells: then there must be three of them or more,
-        and counts in every batch. Cells to be embedded may be few, or empty.
+    The :class:`InvalidCountsError` names the layer, the first cell and gene, the number of values
+    and the remedy; ``error.report`` has the same as data. Where a model is to learn from the cells
+    (`to_train`), there must be three of them or more, and counts in every batch; cells to be
+    embedded may be few, or empty. `allow_noninteger` turns the error about such values into a
+    warning. Warned of are cells without counts, repeated cell names, and counts that float32 would
+    round.
 
-    Raises
-    ------
-    InvalidCountsError
-        For NaN, infinite, negative or non-integer values, for a batch or a matrix without a
-        single count, for a damaged sparse matrix, and for fewer than three cells. The message
-        names the layer, the first cell and gene, the number of values and the remedy;
-        ``error.report`` has the same as data.
-    KeyError
-        When the layer or the batch column does not exist.
-    ValueError
-        When gene names are not unique, or cells have no batch.
-
-    Warns
-    -----
-    UserWarning
-        For cells without counts, duplicate cell names, and counts that float32 would round.
-
-    Examples
-    --------
-    >>> import numpy as np
     >>> from anndata import AnnData
-    >>> validate_counts(AnnData(np.array([[1.0, 0.0], [2.0, 5.0], [0.0, 3.0]])))
     >>> validate_counts(AnnData(np.array([[1.0, 0.0], [-2.0, 5.0], [0.0, 3.0]])))
     Traceback (most recent call last):
     ...
@@ -137,10 +108,11 @@ def validate_counts(
 
 
 def _check_shape(adata: AnnData, least_cells: int) -> None:
-    if adata.n_obs == 0:
-        raise InvalidCountsError("adata has no cells: nothing to work on. Check earlier filters.")
-    if adata.n_vars == 0:
-        raise InvalidCountsError("adata has no genes: nothing to work on. Check earlier filters.")
+    for number, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
+        if number == 0:
+            raise InvalidCountsError(
+                f"adata has no {what}: nothing to work on. Check earlier filters."
+            )
     if adata.n_obs < least_cells:
         number = counted(adata.n_obs, "cell", "cells")
         raise InvalidCountsError(
@@ -158,13 +130,7 @@ def _check_gene_names(adata: AnnData) -> None:
 
 
 def holds_counts(matrix: Any) -> bool:
-    """Whether every value of a matrix is a count.
-
-    Examples
-    --------
-    >>> holds_counts(np.array([[0.0, 3.0]])), holds_counts(np.array([[0.5]]))
-    (True, False)
-    """
+    """Whether every value of a matrix is a count."""
     return all(_is_clean(stored_values(block)) for _, _, block in blocks(matrix))
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["bare_counts", "log_normalised", "most_variable", "select_genes", "variable_genes"]
 
 logger = logging.getLogger("dra_scvi")
 
@@ -73,31 +72,20 @@ def variable_genes(
 def select_genes(
     counts: AnnData, n_genes: int | None, batch_key: str | None, name: str
 ) -> tuple[AnnData, str]:
-    """Keep variable genes, and say how they were found.
+    """Keep so many variable genes of canonical CSR counts, ranked within batches, or all for None.
 
-    Parameters
-    ----------
-    counts
-        Raw counts as canonical CSR.
-    n_genes
-        Number of genes to keep; all when None, or when there are no more.
-    batch_key
-        Column of ``counts.obs`` with batches, within which genes are ranked.
-    name
-        Name of the data set, for messages.
-
-    Returns
-    -------
-    The counts of those genes, and ``"all"``, ``"seurat_v3"`` or ``"variance"``.
+    Return the counts of those genes, and how they were found: ``"all"``, ``"seurat_v3"`` or
+    ``"variance"``. `name` is that of the data set, for messages.
     """
     if n_genes is None or n_genes >= counts.n_vars:
         return counts, "all"
     try:
         chosen, how = _by_seurat(counts, n_genes, batch_key, name), "seurat_v3"
     except (ImportError, ValueError) as error:
-        _warn(
+        warnings.warn(
             f"{name}: seurat_v3 cannot rank the genes ({first_line(error)}); the {n_genes} of "
-            "highest variance in log-normalised counts are taken instead."
+            "highest variance in log-normalised counts are taken instead.",
+            stacklevel=1,
         )
         chosen, how = most_variable(log_normalised(counts).X, n_genes), "variance"
     logger.info("%s: kept %d of %d genes, by %s", name, chosen.sum(), counts.n_vars, how)
@@ -132,10 +120,11 @@ def _rankable(counts: AnnData, batch_key: str | None, name: str) -> AnnData:
         raise ValueError(f"fewer than {LEAST_POINTS} genes vary among the cells of a batch")
     if few:
         shown = ", ".join(repr(str(names[code])) for code in few[:NAMED])
-        _warn(
+        warnings.warn(
             f"{name}: genes are ranked without the {int((~kept).sum())} cells of "
             f"{len(few)} of {len(names)} batches ({shown}{', ...' if len(few) > NAMED else ''}), "
-            f"in each of which fewer than {LEAST_POINTS} genes vary."
+            f"in each of which fewer than {LEAST_POINTS} genes vary.",
+            stacklevel=1,
         )
     return counts if kept.all() else counts[kept].copy()
 
@@ -151,15 +140,6 @@ def _n_varying(matrix: sparse.csr_matrix) -> int:
 def most_variable(matrix: sparse.csr_matrix, n_genes: int) -> NDArray[np.bool_]:
     """Tell which columns have the highest variance, the first ones among equals.
 
-    Parameters
-    ----------
-    matrix
-        Values of ``(n_cells, n_genes)``.
-    n_genes
-        Number of columns to choose.
-
-    Examples
-    --------
     >>> most_variable(sparse.csr_matrix([[0.0, 1.0, 4.0], [0.0, 2.0, 0.0]]), 2).tolist()
     [False, True, True]
     """
@@ -172,19 +152,7 @@ def most_variable(matrix: sparse.csr_matrix, n_genes: int) -> NDArray[np.bool_]:
 
 
 def log_normalised(counts: AnnData) -> AnnData:
-    """Return ln(1 + counts per 10,000), in a copy.
-
-    Parameters
-    ----------
-    counts
-        Raw counts.
-
-    Examples
-    --------
-    >>> from anndata import AnnData
-    >>> log_normalised(AnnData(np.array([[1.0, 3.0]]))).X.round(2).tolist()
-    [[7.82, 8.92]]
-    """
+    """Return ln(1 + counts per 10,000), in a copy."""
     import scanpy as sc
 
     logs = counts.copy()
@@ -194,26 +162,14 @@ def log_normalised(counts: AnnData) -> AnnData:
 
 
 def bare_counts(adata: AnnData, columns: list[str | None], layer: str | None) -> AnnData:
-    """Copy the counts, as canonical CSR, and some columns of `obs`.
-
-    Parameters
-    ----------
-    adata
-        Cells by genes.
-    columns
-        Columns of ``adata.obs`` to keep; `None` stands for none.
-    layer
-        Layer with the counts; ``adata.X`` when None.
-    """
+    """Copy the counts, as canonical CSR, and columns of `obs`; `None` stands for no column."""
     import anndata
     import pandas as pd
 
     matrix = adata.X if layer is None else adata.layers[layer]
     names = list(dict.fromkeys(name for name in columns if name is not None))
     return anndata.AnnData(
-        X=_csr(matrix),
-        obs=adata.obs[names].copy(),
-        var=pd.DataFrame(index=adata.var_names),
+        X=_csr(matrix), obs=adata.obs[names].copy(), var=pd.DataFrame(index=adata.var_names)
     )
 
 
@@ -228,7 +184,3 @@ def _csr(matrix: Any) -> sparse.csr_matrix:
     copied.sum_duplicates()
     copied.eliminate_zeros()
     return copied
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, UserWarning, stacklevel=2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata.abc import CSCDataset
 
-from dra_scvi._data.stored import is_stored, read_rows
+from dra_scvi._data.stored_matrix import is_stored, read_rows
 from dra_scvi._exceptions import InputError
 from dra_scvi._inputs.hdf5_links import check_links
 from dra_scvi._inputs.hdf5_probe import check_hdf5

@@ -38,15 +38,8 @@ def _sum_mixed(words: Any, place: Any) -> Any:
 def checksum(array: NDArray[Any], n_threads: int = 1) -> int:
     """Sum up every byte of an array, and where it lies, in one number of 64 bits.
 
-    Parameters
-    ----------
-    array
-        Of any shape and order in memory; what is not in one piece is copied, part by part.
-    n_threads
-        Threads that share the pass.
+    What is not in one piece of memory is copied, part by part.
 
-    Examples
-    --------
     >>> array = np.arange(2000.0)
     >>> before = checksum(array)
     >>> array[[7, 8]] = array[[8, 7]]

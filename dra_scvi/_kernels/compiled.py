@@ -158,23 +158,10 @@ def log_prob_and_derivatives(
 ) -> tuple[NDArray[np.float32], ...]:
     """Log-likelihood of each cell, and the derivative of every entry.
 
-    Parameters
-    ----------
-    x
-        Counts, shape ``(n_cells, n_genes)``.
-    mu
-        Means, of the same shape.
-    theta
-        Inverse dispersions, shape ``(n_genes,)``.
-    zi_logits
-        Logits of zero inflation, shape ``(n_cells, n_genes)``; `None` for a plain NB.
-    n_threads
-        Number of threads that share the cells.
-
-    Returns
-    -------
-    The sum over genes, shape ``(n_cells,)``, and the derivatives of the entries with respect to
-    `mu`, `theta` and `zi_logits`, shape ``(n_cells, n_genes)`` each; the last is empty for an NB.
+    Counts, means and logits of zero inflation (`None` for a plain NB) have the shape
+    ``(n_cells, n_genes)``, inverse dispersions `theta` ``(n_genes,)``. Return the sum over genes,
+    ``(n_cells,)``, and the derivatives of the entries with respect to `mu`, `theta` and
+    `zi_logits`, ``(n_cells, n_genes)`` each; the last is empty for an NB.
     """
     check_array("x", x, x.shape, n_dimensions=2)
     n_cells, n_genes = x.shape
@@ -227,16 +214,8 @@ def log_expression_and_derivatives(
 ) -> tuple[NDArray[np.float32], ...]:
     """``ln(1 + scale · σ(-ℓ) μ)`` and its derivatives with respect to μ and ℓ.
 
-    Parameters
-    ----------
-    mu
-        Means before zero inflation, shape ``(n_cells, n_genes)``.
-    zi_logits
-        Logits of zero inflation, of the same shape.
-    scale
-        Factor of each cell, shape ``(n_cells,)``.
-    n_threads
-        Number of threads that share the cells.
+    Means μ and logits ℓ have the shape ``(n_cells, n_genes)``, the factor of each cell
+    ``(n_cells,)``.
     """
     check_array("mu", mu, mu.shape, n_dimensions=2)
     check_array("zi_logits", zi_logits, mu.shape)

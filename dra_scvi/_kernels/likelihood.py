@@ -180,21 +180,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def log_counts(x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """``ln(1 + scale · x)`` of counts, without a gradient.
-
-    Parameters
-    ----------
-    x
-        Counts, shape ``(n_cells, n_genes)``.
-    scale
-        Factor of each cell, shape ``(n_cells, 1)``; `None` for 1.
-
-    Examples
-    --------
-    >>> import torch
-    >>> log_counts(torch.ones(1, 2)).exp()
-    tensor([[2., 2.]])
-    """
+    """``ln(1 + scale · x)`` of counts, one factor a cell, ``(n_cells, 1)``; without a gradient."""
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return torch.log1p(x if scale is None else x * scale)
     factors = torch.ones(len(x)) if scale is None else scale.float().view(-1)
@@ -202,20 +188,10 @@ def log_counts(x: Tensor, scale: Tensor | None = None) -> Tensor:
 
 
 def log_expression(mu: Tensor, zi_logits: Tensor | None, scale: Tensor) -> Tensor:
-    r"""``ln(1 + scale · E[x])`` of a (zero-inflated) negative binomial, ``E[x] = σ(-ℓ) μ``.
+    """``ln(1 + scale · E[x])`` of a (zero-inflated) negative binomial, ``E[x] = σ(-ℓ) μ``.
 
-    Parameters
-    ----------
-    mu
-        Means before zero inflation, shape ``(n_cells, n_genes)``.
-    zi_logits
-        Logits of zero inflation ℓ, of the same shape; `None` for none.
-    scale
-        Factor of each cell, shape ``(n_cells, 1)``; no gradient flows into it.
+    No gradient flows into the factor of each cell, ``(n_cells, 1)``.
 
-    Examples
-    --------
-    >>> import torch
     >>> log_expression(torch.ones(1, 2), None, torch.ones(1, 1)).exp()
     tensor([[2., 2.]])
     """

@@ -8,10 +8,7 @@ import numpy as np
 
 from dra_scvi._exceptions import InvalidCountsError
 from dra_scvi._kernels.parts import check_array, share_out
-from dra_scvi._kernels.series import (
-    fast_log1p,
-    jit,
-)
+from dra_scvi._kernels.series import fast_log1p, jit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,20 +93,9 @@ def project_rows(
     log1p: bool,
     n_threads: int,
 ) -> NDArray[np.float32]:
-    """Rows of a CSR matrix, or their log1p, times a dense matrix.
+    """Rows of a CSR matrix, or their log1p, times a dense matrix, ``(n_genes, n_hidden)``.
 
-    Parameters
-    ----------
-    matrix
-        CSR matrix, shape ``(n_cells, n_genes)``; not negative where `log1p` is asked for.
-    rows
-        Rows to take.
-    weight
-        Dense matrix, shape ``(n_genes, n_hidden)``, row by row in memory.
-    log1p
-        Whether to take ``ln(1 + x)`` first.
-    n_threads
-        Number of threads that share the rows.
+    Where `log1p` is asked for, the CSR matrix must not be negative.
     """
     _check_csr(matrix, rows)
     check_array("weight", weight, (matrix.shape[1], *weight.shape[1:]), n_dimensions=2)

@@ -9,7 +9,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["distance_limits", "fit_temperature", "temper"]
 
 # one vote that all types share alike: no type is impossible because none of few cells has it
 SHARED_VOTE = 1.0
@@ -18,27 +17,14 @@ ENOUGH_CELLS = 20
 
 
 def temper(votes: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Turn votes into probabilities, surer than they are below 1, and less sure above.
+    """Turn votes ``(n_cells, n_types)`` into probabilities, surer below a temperature of 1.
 
     ``p_c ~ ((v_c + 1 / n_types) / (sum(v) + 1)) ** (1 / temperature)``. Which type is the most
     probable one does not depend on the temperature.
 
-    Parameters
-    ----------
-    votes
-        Shape ``(n_cells, n_types)``.
-    temperature
-        Above 0.
-
-    Examples
-    --------
-    >>> votes = np.array([[3.0, 0.0], [2.0, 1.0]])
-    >>> temper(votes, 1.0)
+    >>> temper(np.array([[3.0, 0.0], [2.0, 1.0]]), 1.0)
     array([[0.875, 0.125],
            [0.625, 0.375]])
-    >>> temper(votes, 0.5).round(3)
-    array([[0.98 , 0.02 ],
-           [0.735, 0.265]])
     """
     logs = np.log(votes + SHARED_VOTE / votes.shape[1]) / temperature
     powers = np.exp(logs - logs.max(axis=1, keepdims=True))
@@ -50,23 +36,12 @@ def fit_temperature(
     labels: NDArray[np.int64],
     weights: NDArray[np.float64] | None = None,
 ) -> float:
-    """Find the temperature under which the true types of cells are the most likely.
+    """Find the temperature under which the true types of cells that were held out are most likely.
 
     One number, for which few cells suffice, and which leaves the order of types alone (Guo et al.
     2017). One more cell counts as of all types alike, so that ten right answers in ten are no
-    certainty.
+    certainty. `weights` say how much each cell counts, 1 on average.
 
-    Parameters
-    ----------
-    votes
-        On cells that were held out, ``(n_cells, n_types)``.
-    labels
-        Their true types, from 0.
-    weights
-        How much each cell counts, 1 on average; `None` for all alike.
-
-    Examples
-    --------
     >>> votes = np.repeat([[9.0, 0.0]], 100, axis=0)  # sure, and wrong one time in four
     >>> labels = np.repeat([0, 1], [75, 25])
     >>> temper(votes, fit_temperature(votes, labels))[0].round(2)
@@ -90,25 +65,8 @@ def distance_limits(
 ) -> NDArray[np.float64]:
     """Distance from its neighbours beyond which a cell is far from all of a type.
 
-    The quantile of what cells of the type have when they are held out; for a type of which fewer
-    than 20 were, that of all cells if it is larger.
-
-    Parameters
-    ----------
-    distances
-        Mean distance of cells that were held out to their neighbours, ``(n_cells,)``.
-    labels
-        Their types, from 0.
-    n_types
-        Number of types.
-    quantile
-        Share of cells that lie within, above 0 and up to 1.
-
-    Examples
-    --------
-    >>> distances = np.concatenate([np.linspace(0, 1, 101), [0.5]])
-    >>> distance_limits(distances, np.repeat([0, 1], [101, 1]), 3, 0.99).round(2)
-    array([0.99, 0.99, 0.99])
+    The quantile of the mean distances that cells of the type have when they are held out; for a
+    type of which fewer than 20 were, that of all cells if it is larger.
     """
     of_all = float(np.quantile(distances, quantile))
     limits = np.full(n_types, of_all)

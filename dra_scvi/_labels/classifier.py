@@ -12,8 +12,6 @@ from dra_scvi._labels.neighbors import HeldOut, folds, hold_out, vote
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Classifier", "Prediction"]
-
 
 class Prediction(NamedTuple):
     """Probabilities ``(n_cells, n_types)``; how far cells are, 1 being the limit of their type."""
@@ -23,24 +21,11 @@ class Prediction(NamedTuple):
 
 
 class Classifier(NamedTuple):
-    """Cells of known types, and what was learnt by holding out some of them.
+    """Cells of known types, numbered from 0, and what was learnt by holding out some of them.
 
-    Attributes
-    ----------
-    codes, labels
-        Of the cells, types from 0.
-    votes_of
-        What a vote for each type is worth, 1 on average over cells.
-    n_neighbors
-        How many vote.
-    temperature
-        See :func:`~dra_scvi._labels.calibration.temper`.
-    limits
-        See :func:`~dra_scvi._labels.calibration.distance_limits`.
-    held_out
-        Cells held out, with the votes on them.
-    by_batch
-        Whether batches were held out whole.
+    `votes_of` is what a vote for each type is worth, 1 on average over cells. Temperature and
+    limits are those of :mod:`dra_scvi._labels.calibration`; `held_out` are cells with the votes on
+    them, of batches that were held out whole where `by_batch` says so.
     """
 
     codes: NDArray[np.floating]
@@ -63,32 +48,12 @@ class Classifier(NamedTuple):
         balanced: bool = False,
         seed: int = 0,
     ) -> Classifier:
-        """Learn from cells whose types are known.
+        """Learn from cells whose types are known, numbered from 0, none of them without a cell.
 
-        Parameters
-        ----------
-        codes
-            Shape ``(n_cells, n_latent)``.
-        labels
-            Types from 0, none of them without a cell.
-        batches
-            Batch of each cell; `None` for one batch.
-        n_neighbors
-            How many vote.
-        quantile
-            Share of cells of a type that lie within its limit.
-        balanced
-            Whether types weigh the same, however many cells they have.
-        seed
-            Seed of how cells are held out.
+        `quantile` is the share of cells of a type that lie within its limit. Types weigh the same,
+        however many cells they have, where that is to be `balanced`. The seed is that of how cells
+        are held out.
 
-        Raises
-        ------
-        ValueError
-            When no type has two cells, so that nothing can be held out.
-
-        Examples
-        --------
         >>> rng = np.random.default_rng(0)
         >>> labels = np.repeat([0, 1], 50)
         >>> codes = rng.normal(size=(100, 2)) + 9.0 * labels[:, None]

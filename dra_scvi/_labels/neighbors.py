@@ -12,7 +12,6 @@ from dra_scvi._threads import own_threads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["HeldOut", "Votes", "closeness", "folds", "hold_out", "vote"]
 
 N_FOLDS = 10
 MOST_HELD_OUT = 50_000
@@ -39,13 +38,6 @@ def closeness(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     The width is the cell's own, so that sparse and dense regions are alike: the weight falls from
     1 for a cell in the same place to 0.37 for the last neighbour.
 
-    Parameters
-    ----------
-    distances
-        Shape ``(n_cells, n_neighbors)``, in ascending order.
-
-    Examples
-    --------
     >>> closeness(np.array([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])).round(2)
     array([[1.  , 0.78, 0.37],
            [1.  , 1.  , 1.  ]])
@@ -63,21 +55,6 @@ def vote(
 ) -> Votes:
     """Let the nearest of some cells vote on others; distances are Euclidean, and exact.
 
-    Parameters
-    ----------
-    codes
-        Of cells whose types are known.
-    labels
-        Their types, from 0.
-    asked
-        Codes of the others.
-    n_types
-        Number of types, whether cells have them or not.
-    n_neighbors
-        How many vote; all where there are no more.
-
-    Examples
-    --------
     >>> known = np.array([[0.0], [1.0], [5.0]])
     >>> vote(known, np.array([0, 0, 1]), np.array([[0.0]]), n_types=2, n_neighbors=2)
     Votes(votes=array([[1.36787944, 0.        ]]), distance=array([0.5]))
@@ -102,10 +79,6 @@ def folds(
     question; beyond ten, several at a time. Of one batch, or none, each part has its share of
     every type.
 
-    Examples
-    --------
-    >>> folds(np.array([0, 1, 0, 1]), np.array([2, 2, 0, 0]))
-    array([1, 1, 0, 0])
     >>> np.bincount(folds(np.repeat([0, 1], [30, 10]), None)[:30])
     array([3, 3, 3, 3, 3, 3, 3, 3, 3, 3])
     """
@@ -130,21 +103,10 @@ def hold_out(
     n_neighbors: int,
     seed: int = 0,
 ) -> HeldOut:
-    """Ask the other parts about the cells of each part.
+    """Ask the other :func:`folds` about the cells of each.
 
     Cells whose type no other part has are left out: no neighbour can know it. Of many cells,
     50,000 are asked about, of each type its share.
-
-    Parameters
-    ----------
-    codes, labels
-        Of cells whose types are known, from 0.
-    parts
-        Which part each is of, see :func:`folds`.
-    n_types, n_neighbors
-        As in :func:`vote`.
-    seed
-        Seed of the choice.
     """
     is_asked = np.zeros(len(labels), bool)
     chosen = evenly_spaced(len(labels), MOST_HELD_OUT).numpy()

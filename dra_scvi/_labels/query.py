@@ -20,29 +20,15 @@ if TYPE_CHECKING:
 
     from dra_scvi._model.dra import DRA
 
-__all__ = ["encode_query"]
-
 
 def encode_query(
     model: DRA, query: AnnData, max_epochs: int | None, train: Mapping[str, Any]
 ) -> NDArray[np.float32]:
-    """Return codes of new cells that compare with those of the model's own.
+    """Return codes of new cells that compare with those of the model's own; neither is changed.
 
     An encoder that is not told of batches has no weights of theirs, and encodes a new one as it
     is. One that is told is trained on it (scArches), unless `max_epochs` is 0: the cells are then
     encoded as if they were of the batch that most cells of the reference are of.
-
-    Parameters
-    ----------
-    model
-        Trained; it is left as it is.
-    query
-        Cells, which are left as they are, in memory or not.
-    max_epochs
-        Epochs for cells of batches, or of categories of covariates, that the model does not know;
-        `None` for a number that suits the number of cells.
-    train
-        Further arguments of that training.
     """
     setup = dict(model.registry["setup_args"])
     labels_key = setup.pop("labels_key", None)

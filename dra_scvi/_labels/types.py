@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["Types", "known_types"]
-
 
 class Types(NamedTuple):
     """Cells that have a type, by position; which, from 0; and what types are called."""
@@ -26,26 +24,8 @@ class Types(NamedTuple):
 
 
 def known_types(adata: AnnData, labels_key: str, unknown: str = "unknown") -> Types:
-    """Find the types of cells, and say how many have none.
+    """Find the types of a reference's cells, two or more, and say how many cells have none.
 
-    Parameters
-    ----------
-    adata
-        Cells of a reference.
-    labels_key
-        Column with their types.
-    unknown
-        What cells without a type may be called.
-
-    Raises
-    ------
-    KeyError, TypeError
-        When there is no such column.
-    ValueError
-        When it has fewer than two types.
-
-    Examples
-    --------
     >>> from anndata import AnnData
     >>> adata = AnnData(np.ones((3, 1)), obs={"type": list("bab")})
     >>> known_types(adata, "type")

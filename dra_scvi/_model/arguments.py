@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._data.unchanged import comparing_once
+from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
 
     Method = TypeVar("Method", bound=Callable[..., Any])
 
-__all__ = [
-    "as_positions",
-    "check_batch_size",
-    "check_columns",
-    "check_model",
-    "check_shares",
-    "check_training",
-    "refuse_mudata",
-    "takes_cells",
-]
 
 # lowest value of arguments that are whole numbers
 WHOLE_NUMBERS = {"n_latent": 1, "n_components": 1, "n_neighbors": 0}
@@ -47,20 +38,8 @@ CELLS = ("indices", "idx1", "idx2")
 
 
 def check_model(arguments: Mapping[str, Any]) -> None:
-    """Check the sizes that a model is made with.
+    """Check the sizes among the arguments that a model is made with.
 
-    Parameters
-    ----------
-    arguments
-        By name; those that are no sizes are passed over.
-
-    Raises
-    ------
-    ValueError
-        For the first one that no network can have.
-
-    Examples
-    --------
     >>> check_model({"n_latent": 10, "n_hidden": [128, 64], "n_layers": None})
     >>> check_model({"n_latent": 0})
     Traceback (most recent call last):
@@ -79,22 +58,8 @@ def check_model(arguments: Mapping[str, Any]) -> None:
 
 
 def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> None:
-    """Check the numbers that a model is trained with.
+    """Check the numbers that a model is trained with; `None` stands for a default.
 
-    Parameters
-    ----------
-    arguments
-        By name; `None`, where it stands for a default, is passed over.
-    least_batch_size
-        How many cells a minibatch has to have.
-
-    Raises
-    ------
-    ValueError
-        For the first one that cannot be.
-
-    Examples
-    --------
     >>> check_training({"max_epochs": 1.5})
     Traceback (most recent call last):
     ...
@@ -123,19 +88,8 @@ def check_batch_size(batch_size: Any, least: int = 1) -> None:
 def check_columns(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments that name a layer or columns, once each names as many as it may.
 
-    Parameters
-    ----------
-    arguments
-        By name: ``layer``, those that end in ``_key`` (one column), and in ``_keys`` (a list).
+    ``layer`` and what ends in ``_key`` is one name, what ends in ``_keys`` a list of them.
 
-    Raises
-    ------
-    TypeError
-        For a list where one column is meant, for a string where a list is, and for what can be
-        the name of neither.
-
-    Examples
-    --------
     >>> check_columns({"layer": None, "categorical_covariate_keys": ("donor", "site")})
     {'layer': None, 'categorical_covariate_keys': ['donor', 'site']}
     >>> check_columns({"categorical_covariate_keys": "donor"})
@@ -210,27 +164,9 @@ def check_shares(arguments: Mapping[str, Any]) -> None:
 def as_positions(cells: Any, n_cells: int, argument: str = "indices") -> NDArray[np.int64]:
     """Return the positions of chosen cells, whatever says which they are.
 
-    Parameters
-    ----------
-    cells
-        Whole numbers in any sequence, in one dimension or in one column (as `np.argwhere` gives
-        them), negative ones counted from the end; a mask with one entry for each cell; a slice.
-    n_cells
-        Number of cells.
-    argument
-        Name of the argument, for messages.
+    Whole numbers in any sequence, in one dimension or in one column (as `np.argwhere` gives
+    them), negative ones counted from the end; a mask with one entry for each cell; a slice.
 
-    Raises
-    ------
-    IndexError
-        When a position is outside, or a mask has another length.
-    TypeError
-        When it is neither.
-    ValueError
-        When there is more than one column.
-
-    Examples
-    --------
     >>> as_positions((1, -1), 5), as_positions([True, False, True], 3)
     (array([1, 4]), array([0, 2]))
     >>> as_positions([5], 5)
@@ -272,7 +208,8 @@ def as_positions(cells: Any, n_cells: int, argument: str = "indices") -> NDArray
 def takes_cells(getter: Method) -> Method:
     """Let a getter be told of cells in every way that :func:`as_positions` knows.
 
-    However often it reads registered counts, they are compared with what was registered once.
+    However often it reads registered counts, they are compared with what was registered once. It
+    runs with the numbers of threads that are fastest.
     """
     signature = inspect.signature(getter)
 
@@ -288,7 +225,7 @@ def takes_cells(getter: Method) -> Method:
             # differential expression also takes a query of columns, as a string
             if adata is not None and cells is not None and not isinstance(cells, str):
                 arguments[name] = as_positions(cells, adata.n_obs, name)
-        with comparing_once():
+        with own_threads(), comparing_once():
             return getter(*given.args, **given.kwargs)
 
     return checked  # type: ignore[return-value]

@@ -21,16 +21,12 @@ from dra_scvi._data.fields import (
 from dra_scvi._data.keys import validate_keys
 from dra_scvi._data.registration import CountsManager
 from dra_scvi._docstrings import with_parameters_of
-from dra_scvi._model.arguments import (
-    check_columns,
-    check_training,
-    refuse_mudata,
-)
+from dra_scvi._model.arguments import check_columns, check_training, refuse_mudata
 from dra_scvi._model.epochs import default_max_epochs
 from dra_scvi._model.getters import GetterMixin
 from dra_scvi._model.saving import PersistenceMixin
 from dra_scvi._model.transfer import TransferMixin
-from dra_scvi._threads import with_own_threads
+from dra_scvi._threads import within_own_threads
 from dra_scvi._training.processes import n_processes, trainer_settings
 from dra_scvi._training.runner import TURNS, QuietRunner, interruptible
 
@@ -38,23 +34,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@with_own_threads(
-    "differential_abundance",
-    "differential_expression",
-    "get_aggregated_posterior",
-    "get_batch_representation",
-    "get_elbo",
-    "get_feature_correlation_matrix",
-    "get_importance_weights",
-    "get_latent_library_size",
-    "get_latent_representation",
-    "get_likelihood_parameters",
-    "get_marginal_ll",
-    "get_normalized_expression",
-    "get_reconstruction_error",
-    "posterior_predictive_sample",
-    "train",
-)
 class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[misc]
     """A model of scvi-tools with this package's checks, trainer, getters and saves."""
 
@@ -72,6 +51,7 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
         attributes = dict(super()._get_user_attributes())
         return list((attributes | {"init_params_": self._init_arguments}).items())
 
+    @within_own_threads
     @with_parameters_of(SCVI.train, leave_out=["max_epochs"])
     def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> None:
         """Train the model; `plan_kwargs` are arguments of its training plan.

@@ -14,22 +14,18 @@ from dra_scvi._data.minibatches import DataSplitter
 from dra_scvi._data.rows import registered_rows
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
-from dra_scvi._model.arguments import (
-    check_model,
-    takes_cells,
-)
+from dra_scvi._model.arguments import check_model, takes_cells
 from dra_scvi._model.base import BaseDRA
 from dra_scvi._model.generating import GeneratingMixin
 from dra_scvi._model.getters import INFERENCE_BATCH_SIZE
-from dra_scvi._model.hand_over import as_scvi
 from dra_scvi._model.loadings import LoadingsMixin
+from dra_scvi._model.transfer import as_scvi
 from dra_scvi._module.dispersion import fit_dispersions, has_dispersions_to_fit
 from dra_scvi._module.dravae import DRAVAE, hidden_widths
 from dra_scvi._module.neighborhood import evenly_spaced
 from dra_scvi._module.priors import NormalPrior, default_prior
-from dra_scvi._threads import with_own_threads
 from dra_scvi._training.diverged import refused_as_diverged
-from dra_scvi._training.plan import DualMatchingPlan
+from dra_scvi._training.plan import DualMatchingPlan, is_trainable
 from dra_scvi._training.processes import share_buffers
 
 if TYPE_CHECKING:
@@ -48,13 +44,6 @@ CALIBRATION_CELLS = 2_048
 DISPERSION_CELLS, DISPERSION_STEPS = 10_000, 60
 
 
-@with_own_threads(
-    "differential_abundance",
-    "generate",
-    "get_importance_weights",
-    "get_latent_representation",
-    "get_loadings",
-)
 class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
     """Embed single cells with an adversarial variational autoencoder with dual matching (DR-A).
 
@@ -152,27 +141,10 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
         expression_axes: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_model(locals())
-        super().__init__(
-            adata,
-            registry,
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            dispersion=dispersion,
-            gene_likelihood=gene_likelihood,
-            use_observed_lib_size=use_observed_lib_size,
-            latent_distribution=latent_distribution,
-            prior=prior,
-            n_components=n_components,
-            prior_anchor=prior_anchor,
-            divergence=divergence,
-            n_hidden_discriminator=n_hidden_discriminator,
-            n_neighbors=n_neighbors,
-            expression_axes=expression_axes,
-            **kwargs,
-        )
+        arguments = self._get_init_params(locals())
+        check_model(arguments["non_kwargs"])
+        super().__init__(adata, registry, **arguments["non_kwargs"], **kwargs)
+        self._init_arguments = arguments
         widths = list(map(int, hidden_widths(n_hidden, n_layers, n_latent)))
         self._model_summary_string = (
             f"DRA model with the following parameters: \n"
@@ -181,10 +153,8 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
             f"gene_likelihood: {gene_likelihood}, latent_distribution: {latent_distribution}, "
             f"prior: {prior or default_prior(latent_distribution)}, divergence: {divergence}."
         )
-        self._init_arguments = self._get_init_params(locals())
         # scvi-tools builds the module of a model on a data module from them once more
         has_data_module = (registry or {}).get("setup_method_name") == "setup_datamodule"
-        arguments = self._init_arguments
         self.init_params_ = arguments if has_data_module else as_scvi(arguments, widths)
         if self.adata is not None:
             self._validate_anndata()
@@ -205,18 +175,12 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
         """Take from the cells how codes are embedded, and where they lie, by which cells are made.
 
         A query keeps the embedding that its reference took.
-
-        Raises
-        ------
-        TrainingDivergedError
-            When the last step has led to codes that are not finite.
         """
-        is_query = not all(p.requires_grad for p in self.module.decoder.parameters())
-        has_axes = self.module.latent_distribution == "normal"
         if self.adata is None:
             return
         adata = self._validate_anndata()
-        if has_axes and not is_query:
+        is_query = not is_trainable(self.module.decoder)
+        if self.module.latent_distribution == "normal" and not is_query:
             self._learn_embedding(adata)
         self._learn_population(adata)
         if self.trainer.world_size > 1:
@@ -351,10 +315,14 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
         """
         return SCVI.differential_abundance(_InDecoderCoordinates(self), *args, **kwargs)
 
+    @torch.inference_mode()
     def _log_prior_ratio(self, zs: Tensor) -> Tensor | float:
-        if isinstance(self.module.prior, NormalPrior):
+        prior = self.module.prior
+        if isinstance(prior, NormalPrior):
             return 0.0
-        return _log_ratio_to_normal(self.module, zs)
+        zs = zs.to(self.module.device)
+        normal = NormalPrior(self.module.n_latent).to(zs.device)
+        return (prior.log_prob(zs) - normal.log_prob(zs)).reshape(-1).cpu().double()
 
 
 class _InDecoderCoordinates:
@@ -368,12 +336,3 @@ class _InDecoderCoordinates:
 
     def get_latent_representation(self, *args: Any, **kwargs: Any) -> NDArray[np.float32]:
         return self._model._codes(*args, **kwargs)
-
-
-@torch.inference_mode()
-def _log_ratio_to_normal(module: DRAVAE, zs: Tensor) -> Tensor:
-    """``ln p(z) - ln N(z; 0, I)`` of codes ``(..., n_latent)``, in one row."""
-    zs = zs.to(module.device)
-    normal = NormalPrior(module.n_latent).to(zs.device)
-    ratio = module.prior.log_prob(zs) - normal.log_prob(zs)
-    return ratio.reshape(-1).cpu().double()

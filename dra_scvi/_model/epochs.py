@@ -17,21 +17,9 @@ def default_max_epochs(
     """Epochs of training: an eighth of scVI's, but at least 1,000 steps.
 
     And at least four epochs, in the second of which a mixture prior starts. Few dimensions, into
-    which cells have to be folded, take longer in proportion, and batches take time to mix.
+    which cells have to be folded, take longer in proportion, and batches take time to mix. Nine
+    in ten of the `n_obs` cells are trained on.
 
-    Parameters
-    ----------
-    n_obs
-        Number of cells, of which nine in ten are trained on.
-    batch_size
-        Cells in a minibatch.
-    n_latent
-        Dimensions of the latent space.
-    n_batch
-        Number of batches.
-
-    Examples
-    --------
     >>> [default_max_epochs(n_obs) for n_obs in (700, 4_000, 20_000, 1_000_000)]
     [200, 50, 50, 4]
     >>> default_max_epochs(4_000, n_latent=2), default_max_epochs(4_000, n_batch=3)

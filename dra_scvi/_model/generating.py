@@ -15,14 +15,15 @@ from scvi import REGISTRY_KEYS
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._module.neighborhood import evenly_spaced
+from dra_scvi._threads import within_own_threads
 from dra_scvi._training.runner import TURNS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dra_scvi._module.cell_mixture import Drawn
     from dra_scvi._module.dravae import DRAVAE
-    from dra_scvi._module.population import Drawn
 
 SEED_LIMIT = 2**32 - 1
 # of these the population is learned, and of each batch at least so many, as far as there are
@@ -43,6 +44,7 @@ class GeneratingMixin:
 
     module: DRAVAE
 
+    @within_own_threads
     def generate(
         self, n_cells: int, batch: str | Sequence[str] | None = None, seed: int = 0
     ) -> AnnData:
@@ -50,7 +52,7 @@ class GeneratingMixin:
 
         Code and depth of a cell are drawn together from a mixture of Gaussians that is fitted to
         those that the training cells had at the end of the training
-        (:class:`~dra_scvi._module.population.Population`), counts from what the decoder makes of
+        (:class:`~dra_scvi._module.cell_mixture.Population`), counts from what the decoder makes of
         them. Cells are decoded some at a time: what takes memory are the counts.
 
         A query (:meth:`load_query_data`) that has been trained makes cells of its own. Covariates

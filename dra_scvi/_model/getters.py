@@ -52,6 +52,7 @@ class GetterMixin(SCVI):
     get_marginal_ll = takes_cells(SCVI.get_marginal_ll)
     get_normalized_expression = takes_cells(SCVI.get_normalized_expression)
     get_reconstruction_error = takes_cells(SCVI.get_reconstruction_error)
+    differential_abundance = takes_cells(SCVI.differential_abundance)
     differential_expression = takes_cells(SCVI.differential_expression)
     posterior_predictive_sample = takes_cells(SCVI.posterior_predictive_sample)
 

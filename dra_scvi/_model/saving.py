@@ -14,7 +14,7 @@ from scvi.data import AnnDataManager
 from scvi.model.base import ArchesMixin, BaseModelClass
 
 from dra_scvi._compat import download
-from dra_scvi._data.gene_names import check_genes
+from dra_scvi._data.query import check_genes
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import UntrustedModelError
 from dra_scvi._folder.manifest import MODEL, check_prefix
@@ -29,28 +29,7 @@ if TYPE_CHECKING:
 
 
 def in_gene_order(adata: AnnData, genes: Sequence[str]) -> AnnData:
-    """Return the data with their genes in the order of a model.
-
-    Parameters
-    ----------
-    adata
-        Left as it is; where the order differs, a copy is returned.
-    genes
-        Genes of the model.
-
-    Raises
-    ------
-    GeneMismatchError
-        When the data lack genes of the model, or have others.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import pandas as pd
-    >>> adata = AnnData(np.array([[1, 2]]), var=pd.DataFrame(index=["a", "b"]))
-    >>> in_gene_order(adata, ["b", "a"]).X
-    array([[2, 1]])
-    """
+    """Return data with the genes of a model, in its order: a copy where they have another."""
     given, needed = list(map(str, adata.var_names)), list(map(str, genes))
     if given == needed or sorted(given) != sorted(needed) or not adata.var_names.is_unique:
         check_genes(given, needed)

@@ -1,7 +1,8 @@
-"""What one model takes over from another: a query from its reference, DRA from a trained scVI."""
+"""What a model takes over: a query of its reference, DRA of a trained scVI, and scVI of DRA."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from scvi.model.base import BaseModelClass
+
+# arguments that scVI's networks do not have
+OWN = frozenset(
+    {
+        "divergence",
+        "n_components",
+        "n_hidden_discriminator",
+        "n_neighbors",
+        "expression_axes",
+        "prior",
+        "prior_anchor",
+    }
+)
 
 
 class TransferMixin:
@@ -151,14 +165,8 @@ def _align_covariates(module: torch.nn.Module, n_old: Sequence[int]) -> None:
 
     A layer sees the categories of one covariate after those of another. scvi-tools appends the
     columns of all new ones at the end, so that with several covariates weights of a known category
-    are read as those of another; and a covariate that had one category had no column.
-
-    Parameters
-    ----------
-    module
-        Module of the query.
-    n_old
-        Numbers of categories of the reference: of batches, and of each covariate.
+    are read as those of another; and a covariate that had one category had no column. The
+    reference had `n_old` categories: batches, and of each covariate.
     """
     for layers in module.modules():
         if not isinstance(layers, FCLayers) or not layers.n_cov:
@@ -181,8 +189,6 @@ def _column_order(old: Sequence[int], new: Sequence[int]) -> list[int]:
 
     The category of a covariate that had one only is given the last position, one beyond them all.
 
-    Examples
-    --------
     >>> _column_order([2, 2], [3, 4])
     [0, 1, 4, 2, 3, 5, 6]
     >>> _column_order([0, 2], [3, 2])
@@ -195,3 +201,45 @@ def _column_order(old: Sequence[int], new: Sequence[int]) -> list[int]:
         order += [*range(known, known + n_old), *nameless, *range(appended, appended + n_appended)]
         known, appended = known + n_old, appended + n_appended
     return order
+
+
+class Refused(Mapping[str, Any]):
+    """Arguments that no class of scvi-tools can take: whoever reads them is told why."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Refused({self.reason!r})"
+
+    def _refuse(self) -> TypeError:
+        return TypeError(f"This model cannot be handed over: {self.reason}")
+
+    def __getitem__(self, key: str) -> Any:
+        raise self._refuse()
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._refuse()
+
+    def __len__(self) -> int:
+        raise self._refuse()
+
+
+def as_scvi(arguments: dict[str, Any], widths: list[int]) -> dict[str, Any]:
+    """Return arguments of a model as those of an scVI model with its encoder and decoder.
+
+    scvi-tools keeps them in ``"non_kwargs"``, and ``"kwargs"`` by the name of the parameter.
+
+    >>> given = {"non_kwargs": {"n_hidden": 8, "n_layers": None, "prior": None}, "kwargs": {}}
+    >>> as_scvi(given, widths=[8, 8])
+    {'non_kwargs': {'n_hidden': 8, 'n_layers': 2}, 'kwargs': {}}
+    """
+    if len(set(widths)) > 1:
+        reason = (
+            f"its hidden layers have different widths, {widths}, and those of scvi-tools have one "
+            "for all. Train it with a number for n_hidden."
+        )
+        return {"non_kwargs": Refused(reason), "kwargs": {}}
+    shared = {k: v for k, v in arguments["non_kwargs"].items() if k not in OWN}
+    shared |= {"n_hidden": widths[0], "n_layers": len(widths)}
+    return {"non_kwargs": shared, "kwargs": arguments["kwargs"]}

@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 
 class Autoencoder(VAE):
-    """:class:`~scvi.module.VAE` with a prior of its own, and a faster way of the same numbers.
-
-    Attributes
-    ----------
-    prior
-        Prior of the codes, which a subclass sets.
-    """
+    """:class:`~scvi.module.VAE` with a prior of its own, and a faster way of the same numbers."""
 
     prior: Prior
 
@@ -111,17 +105,8 @@ class Autoencoder(VAE):
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(z|x), shape ``(n_cells, n_latent)`` each; nothing is sampled.
 
-        Parameters
-        ----------
-        projection
-            What the encoder sees of the genes, times :attr:`gene_weight`, shape
-            ``(n_cells, n_hidden)``: a product that sparse counts make short.
-        batch_index
-            Batch of each cell, shape ``(n_cells, 1)``.
-        cont_covs
-            Continuous covariates.
-        cat_covs
-            Categorical covariates.
+        `projection` is what the encoder sees of the genes, times :attr:`gene_weight`, shape
+        ``(n_cells, n_hidden)``: a product that sparse counts make short.
         """
         encoder = self.z_encoder
         no_genes = projection[:, :0]
@@ -171,17 +156,10 @@ class Autoencoder(VAE):
     def decode(self, codes: Tensor, log_depth: Tensor, **given: Tensor) -> tuple[Tensor, Any]:
         """Return transformed codes, and the distribution of the counts of cells of a given depth.
 
-        Zero inflation takes counts from the total that the decoder is told of, which it is told
-        more of for that reason: observed totals are what the counts add up to in expectation.
-
-        Parameters
-        ----------
-        codes
-            Codes before any transformation, shape ``(n_cells, n_latent)``.
-        log_depth
-            As from :meth:`code_and_depth`, shape ``(n_cells,)``.
-        **given
-            Batches and covariates, as :meth:`generative` takes them.
+        Codes, ``(n_cells, n_latent)``, and depths are as from :meth:`code_and_depth`, batches and
+        covariates as :meth:`generative` takes them. Zero inflation takes counts from the total
+        that the decoder is told of, which it is told more of for that reason: observed totals are
+        what the counts add up to in expectation.
         """
         z = self.z_encoder.z_transformation(codes.to(self.device))
         given = {
@@ -267,17 +245,6 @@ class Autoencoder(VAE):
         """Log marginal likelihood of each cell by importance sampling from q(z|x).
 
         As in :class:`~scvi.module.VAE`, under the prior that the model was given.
-
-        Parameters
-        ----------
-        tensors
-            Minibatch.
-        n_mc_samples
-            Number of codes drawn for each cell.
-        return_mean
-            Whether to return the mean over the cells.
-        n_mc_samples_per_pass
-            Number of codes drawn in one pass.
         """
         n_per_pass = min(n_mc_samples_per_pass, n_mc_samples)
         n_passes = math.ceil(n_mc_samples / n_per_pass)

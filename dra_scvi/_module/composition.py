@@ -28,15 +28,6 @@ class Composition(nn.Module):
     of the components in its batch, and :math:`\bar\pi` their mean over batches: a match within
     components, whatever the batches are composed of. Weights have mean 1 within each batch.
 
-    Parameters
-    ----------
-    n_batch
-        Number of batches.
-    n_components
-        Number of components.
-
-    Examples
-    --------
     >>> composition = Composition(n_batch=2, n_components=2)
     >>> one_each = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> composition.weights(one_each, torch.tensor([0, 1]))
@@ -50,15 +41,7 @@ class Composition(nn.Module):
 
     @torch.no_grad()
     def update(self, responsibilities: Tensor, batch: Tensor) -> None:
-        """Take one minibatch into the running means.
-
-        Parameters
-        ----------
-        responsibilities
-            Of each component for each code, shape ``(n_cells, n_components)``.
-        batch
-            Batch of each, shape ``(n_cells,)``.
-        """
+        """Take a minibatch's responsibilities, ``(n_cells, n_components)``, into the means."""
         members = one_hot(batch, len(self.shares)).to(responsibilities)
         n_cells = members.sum(0)[:, None]
         means = members.T @ responsibilities / n_cells.clamp_min(1)
@@ -66,15 +49,7 @@ class Composition(nn.Module):
 
     @torch.no_grad()
     def weights(self, responsibilities: Tensor, batch: Tensor) -> Tensor:
-        """Weigh codes so that batches have one composition, shape ``(n_cells,)``.
-
-        Parameters
-        ----------
-        responsibilities
-            Of each component for each code, shape ``(n_cells, n_components)``.
-        batch
-            Batch of each, shape ``(n_cells,)``.
-        """
+        """Weigh codes so that batches have one composition, shape ``(n_cells,)``."""
         tiny = torch.finfo(self.shares.dtype).tiny
         ratio = (self.shares.mean(0) / self.shares.clamp_min(tiny)).clamp_max(MAX_WEIGHT)
         weights = (responsibilities * ratio[batch]).sum(-1)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from dra_scvi._module.autoencoder import Autoencoder
 
-__all__ = ["fit_dispersions", "has_dispersions_to_fit"]
 
 RATE = 0.1
 
@@ -34,16 +33,8 @@ def fit_dispersions(
     wrong. At the learning rate of the networks they are still on their way when a short training
     ends, which is seen in counts that are drawn: they vary too much. Units of the encoder are
     dropped as in training, since counts of other cells are less well explained than those that
-    were trained on.
-
-    Parameters
-    ----------
-    module
-        A trained module.
-    minibatches
-        Its training cells, gone through as often as it takes.
-    n_steps
-        Number of steps of Adam, whose rate falls to zero.
+    were trained on. Minibatches of training cells are gone through as often as it takes for
+    `n_steps` of Adam, whose rate falls to zero.
     """
     optimizer = torch.optim.Adam([module.px_r], lr=RATE)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(n_steps, 1))

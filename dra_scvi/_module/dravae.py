@@ -11,6 +11,7 @@ from scvi import REGISTRY_KEYS
 
 from dra_scvi._compat import MODULE_KEYS
 from dra_scvi._module.autoencoder import Autoencoder
+from dra_scvi._module.cell_mixture import Population
 from dra_scvi._module.composition import Composition
 from dra_scvi._module.embedding import Embedding, with_present_names
 from dra_scvi._module.matching import (
@@ -20,7 +21,6 @@ from dra_scvi._module.matching import (
     scale_gradient,
 )
 from dra_scvi._module.networks import set_decoder_widths, set_widths
-from dra_scvi._module.population import Population
 from dra_scvi._module.priors import PRIORS, MixturePrior, Prior, default_prior
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ FLAT_N_LATENT = 2
 def hidden_widths(n_hidden: int | Sequence[int], n_layers: int | None, n_latent: int) -> list[int]:
     """Return the width of each hidden layer of the encoder.
 
-    Examples
-    --------
     >>> hidden_widths(128, None, 10), hidden_widths(128, None, 2), hidden_widths([64, 32], None, 2)
     ([128], [128, 128], [64, 32])
     """
@@ -69,50 +67,17 @@ class DRAVAE(Autoencoder):
 
     Parameters
     ----------
-    n_input
-        Number of genes.
-    n_batch
-        Number of batches.
-    n_labels
-        Number of labels.
-    n_hidden
-        Width of the hidden layers: one number for all `n_layers`, or one number per layer of the
-        encoder, which the decoder takes in reverse.
-    n_latent
-        Dimensions of a code.
-    n_layers
-        Number of hidden layers; `None` for one, or for two with two latent dimensions or fewer.
-        Ignored when `n_hidden` is a list.
-    n_continuous_cov
-        Number of continuous covariates.
-    n_cats_per_cov
-        Number of categories of each categorical covariate.
-    dropout_rate
-        Dropout rate of the encoder.
-    dispersion
-        Flexibility of the dispersion, as in :class:`~scvi.module.VAE`.
-    gene_likelihood
-        Distribution of the counts, as in :class:`~scvi.module.VAE`.
-    latent_distribution
-        Distribution of the codes, as in :class:`~scvi.module.VAE`; `"ln"` needs the normal prior.
-    use_observed_lib_size
-        Whether a cell's library size is its observed total.
-    prior
-        Prior of the codes: `"normal"`, `"uniform"` or `"mixture"`; `None` for a mixture, or for
-        the normal where `latent_distribution` is `"ln"`.
-    n_components
-        Number of Gaussians of the mixture prior.
-    prior_anchor
-        Weight of the standard normal in the mixture prior, between 0 and 1: how much it costs
-        clusters to lie far apart.
-    divergence
-        What the discriminators estimate: `"bhattacharyya"` or `"jensen-shannon"`.
-    n_hidden_discriminator
-        Width of each hidden layer of both discriminators.
-    n_neighbors
-        Training cells around a code, to whose mean :attr:`embedding` moves it; 0 for none.
-    expression_axes
-        Whether :attr:`embedding` puts codes on axes of expression.
+    n_input, n_batch, n_labels, n_continuous_cov, n_cats_per_cov
+        Numbers of genes, batches, labels, continuous covariates, and of categories of each
+        categorical covariate.
+    n_hidden, n_latent, n_layers, dropout_rate, n_hidden_discriminator
+        Of the networks, as in :class:`~dra_scvi.DRA`.
+    dispersion, gene_likelihood, latent_distribution, use_observed_lib_size
+        Of the counts and codes, as in :class:`~dra_scvi.DRA`.
+    prior, n_components, prior_anchor, divergence
+        Of the dual matching, as in :class:`~dra_scvi.DRA`.
+    n_neighbors, expression_axes
+        What :attr:`embedding` does to codes, as in :class:`~dra_scvi.DRA`.
     **vae_kwargs
         Further arguments of :class:`~scvi.module.VAE`.
 
@@ -180,16 +145,9 @@ class DRAVAE(Autoencoder):
         self.data_discriminator = make(n_input, n_hidden_discriminator, n_batch)
 
     def calibrate(self, minibatches: Iterable[dict[str, Any]]) -> bool:
-        """Fit :attr:`embedding` to some cells, which are decoded where that has a use.
+        """Fit :attr:`embedding` to cells, which are decoded where that has a use.
 
-        Parameters
-        ----------
-        minibatches
-            Minibatches of the cells to go by.
-
-        Returns
-        -------
-        Whether codes and expression are finite; all is left as it was if not.
+        Return whether codes and expression are finite; all is left as it was if not.
         """
         parts = []
         with torch.inference_mode(), torch.random.fork_rng():

@@ -17,22 +17,11 @@ if TYPE_CHECKING:
 class Embedding(nn.Module):
     """The map from a code to the embedding that users see; the identity unless asked for more.
 
-    A code may be moved to the mean of the codes of similar training cells
+    A code may be moved to the mean of the codes of similar training cells, `n_neighbors` of them
     (:class:`~dra_scvi._module.neighborhood.Neighborhood`), and be put on axes of expression
     (:func:`~dra_scvi._module.axes.expression_axes`) of tempered lengths
     (:func:`~dra_scvi._module.axes.tempered`). Each gains by some measures and loses by others.
 
-    Parameters
-    ----------
-    n_latent
-        Dimensions of a code.
-    n_neighbors
-        Cells in a neighbourhood; 0 leaves out the first step.
-    expression_axes
-        Whether codes are put on axes of expression.
-
-    Examples
-    --------
     >>> codes = torch.randn(5, 3)
     >>> torch.equal(Embedding(n_latent=3, n_neighbors=30, expression_axes=True)(codes), codes)
     True
@@ -47,39 +36,15 @@ class Embedding(nn.Module):
 
     @torch.inference_mode()
     def forward(self, codes: Tensor, average: bool = True) -> Tensor:
-        """Embed codes.
-
-        Parameters
-        ----------
-        codes
-            Codes in the coordinates of the decoder, shape ``(n_cells, n_latent)``.
-        average
-            Whether to move them to the mean of similar ones, before they are put on the axes.
-
-        Returns
-        -------
-        Shape ``(n_cells, n_latent)``.
-        """
+        """Embed codes of the decoder's; `average` moves them to the mean of similar ones first."""
         codes = codes.to(self.axes)
         return (self.neighborhood(codes) if average else codes) @ self.axes
 
     def fit(self, samples: Tensor, expression: Tensor, means: Tensor, batches: Tensor) -> bool:
-        """Learn the map from training cells.
+        """Learn the map from training cells: drawn codes, what is decoded from them, and means.
 
-        Parameters
-        ----------
-        samples
-            A code drawn from the posterior of each cell, shape ``(n_cells, n_latent)``.
-        expression
-            What the decoder makes of them, shape ``(n_cells, n_genes)``; without axes not used.
-        means
-            Posterior means, shape ``(n_cells, n_latent)``.
-        batches
-            Batch of each cell, shape ``(n_cells,)``.
-
-        Returns
-        -------
-        Whether codes and expression are finite; the map is left as it was if not.
+        Return whether they are finite; the map is left as it was if not. Without axes, expression,
+        ``(n_cells, n_genes)``, is not used.
         """
         if not all(bool(torch.isfinite(part).all()) for part in (samples, expression, means)):
             return False

@@ -90,15 +90,7 @@ class Neighborhood(nn.Module):
         return torch.cat(parts)
 
     def fit(self, codes: Tensor, groups: Tensor) -> None:
-        """Learn from the codes of training cells.
-
-        Parameters
-        ----------
-        codes
-            Shape ``(n_cells, n_latent)``.
-        groups
-            Batch of each, shape ``(n_cells,)``.
-        """
+        """Learn from codes of training cells, ``(n_cells, n_latent)``, and their batches."""
         codes, groups = codes.cpu().double(), groups.cpu()
         n_neighbors = min(self.n_neighbors, int(MAX_SHARE * len(codes)))
         self.weights.zero_()
@@ -204,21 +196,13 @@ def local_sum(codes: Tensor, members: Tensor, n_neighbors: int) -> tuple[Tensor,
 
 
 def radii(codes: Tensor, n_neighbors: int) -> Tensor:
-    """Distance of each code to the `n_neighbors`-th nearest other one, shape ``(n_cells,)``.
-
-    Examples
-    --------
-    >>> radii(torch.tensor([[0.0], [1.0], [3.0]]), n_neighbors=1)
-    tensor([1., 1., 2.])
-    """
+    """Distance of each code to the `n_neighbors`-th nearest other one, shape ``(n_cells,)``."""
     return torch.cdist(codes, codes).topk(n_neighbors + 1, largest=False).values[:, -1]
 
 
 def evenly_spaced(n_cells: int, at_most: int) -> Tensor:
     """Choose some of `n_cells` cells, in order and as far apart as they can be.
 
-    Examples
-    --------
     >>> evenly_spaced(5, at_most=2), evenly_spaced(3, at_most=9)
     (tensor([0, 2]), tensor([0, 1, 2]))
     """

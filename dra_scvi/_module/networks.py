@@ -13,24 +13,7 @@ if TYPE_CHECKING:
 
 
 def set_widths(layers: FCLayers, widths: Sequence[int]) -> None:
-    """Give each hidden layer a width of its own, in place.
-
-    Parameters
-    ----------
-    layers
-        Hidden layers of one width, as scvi-tools builds them.
-    widths
-        One width per layer.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scvi.nn import FCLayers
-    >>> layers = FCLayers(4, 8, n_layers=2, n_hidden=8)
-    >>> set_widths(layers, [16, 6])
-    >>> layers(torch.zeros(3, 4)).shape
-    torch.Size([3, 6])
-    """
+    """Give each of scvi-tools' hidden layers, of one width, a width of its own, in place."""
     for i, (layer, width) in enumerate(zip(layers.fc_layers, widths, strict=True)):
         n_covariates = layers.n_cov if layers.inject_into_layer(i) else 0
         for position, block in enumerate(layer):

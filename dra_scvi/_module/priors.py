@@ -42,14 +42,7 @@ class Prior(nn.Module, ABC):
 
 
 class NormalPrior(Prior):
-    """The standard normal of scVI, with its Kullback-Leibler divergence in closed form.
-
-    Examples
-    --------
-    >>> prior = NormalPrior(2)
-    >>> prior.sample(3).shape
-    torch.Size([3, 2])
-    """
+    """The standard normal of scVI, with its Kullback-Leibler divergence in closed form."""
 
     def sample(self, n_samples: int) -> Tensor:
         """Draw codes, shape ``(n_samples, n_latent)``."""
@@ -248,8 +241,6 @@ def _inverse_softplus(value: Tensor) -> Tensor:
 def effective_prior(arguments: Mapping[str, Any]) -> str:
     """Name the prior of a model from its arguments, where `None` is the model's own choice.
 
-    Examples
-    --------
     >>> effective_prior({"prior": None}), effective_prior({"prior": "uniform"})
     ('mixture', 'uniform')
     """
@@ -259,8 +250,6 @@ def effective_prior(arguments: Mapping[str, Any]) -> str:
 def default_prior(latent_distribution: str) -> str:
     """Name the prior of a model that was given none.
 
-    Examples
-    --------
     >>> default_prior("normal"), default_prior("ln")
     ('mixture', 'normal')
     """

@@ -16,10 +16,9 @@ from scvi import REGISTRY_KEYS
 from dra_scvi._exceptions import InvalidCountsError
 from dra_scvi._model.arguments import check_model
 from dra_scvi._model.base import BaseDRA
-from dra_scvi._model.hand_over import Refused
-from dra_scvi._published.cells import PublishedSplitter, published_split
+from dra_scvi._model.transfer import Refused
 from dra_scvi._published.networks import PublishedVAE
-from dra_scvi._published.plan import PublishedPlan
+from dra_scvi._published.plan import PublishedPlan, PublishedSplitter, published_split
 from dra_scvi.presets import published
 
 if TYPE_CHECKING:
@@ -100,18 +99,10 @@ class PublishedDRA(BaseDRA):
             networks = published(n_latent).model
             n_hidden = n_hidden or networks["n_hidden"]
             n_hidden_discriminator = n_hidden_discriminator or networks["n_hidden_discriminator"]
-        check_model(locals())
-        super().__init__(
-            adata,
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            dropout_rate=dropout_rate,
-            use_observed_lib_size=False,
-            n_hidden_discriminator=n_hidden_discriminator,
-            leak=leak,
-            batch_norm=batch_norm,
-            prior=prior,
-        )
+        arguments = self._get_init_params(locals())
+        check_model(arguments["non_kwargs"])
+        super().__init__(adata, use_observed_lib_size=False, **arguments["non_kwargs"])
+        self._init_arguments = arguments
         input_max, library_mean, library_var = self._input_moments()
         self.module.input_max.fill_(input_max)
         self.module.library_mean.fill_(library_mean)
@@ -122,7 +113,6 @@ class PublishedDRA(BaseDRA):
             f"dropout_rate: {dropout_rate}, leak: {leak}, batch_norm: {batch_norm}, "
             f"prior: {prior}."
         )
-        self._init_arguments = self._get_init_params(locals())
         reason = "its networks are those of the released program, and not scVI's."
         self.init_params_ = {"non_kwargs": Refused(reason), "kwargs": {}}
 

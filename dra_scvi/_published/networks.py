@@ -105,32 +105,12 @@ class _Discriminator(nn.Sequential):
 class PublishedVAE(VAE):
     """Networks and likelihood of the released program.
 
-    Parameters
-    ----------
-    n_input
-        Number of genes.
-    n_hidden
-        Width of each hidden layer of the encoder; the decoder takes them in reverse.
-    n_latent
-        Dimensions of a code.
-    dropout_rate
-        1 - `keep` of the program, in encoder, decoder and both discriminators.
-    n_hidden_discriminator
-        Width of each hidden layer of both discriminators, which take them in reverse.
-    leak
-        Slope of the leaky ReLU.
-    batch_norm
-        What the program does with its flag on: an affine map, and no dropout.
-    prior
-        `"normal"` or `"uniform"` on [-1, 1].
-    input_max
-        Largest ``log2(1 + count)`` of the whole matrix.
-    library_mean
-        Mean of the log of the sum of transformed values over the training cells.
-    library_var
-        Variance of the same.
-    **vae_kwargs
-        Number of batches, labels and so on, of which the program knows nothing.
+    Widths are those of the encoder and of both discriminators; the decoder takes the former in
+    reverse, discriminators the latter. `dropout_rate`, 1 - `keep` of the program, and `leak`, the
+    slope of the leaky ReLU, are the same in all networks. `batch_norm` is the program's flag as it
+    acts: an affine map, and no dropout. `input_max` is the largest ``log2(1 + count)`` of the
+    matrix; `library_mean` and `library_var` are moments of the log of the sum of transformed
+    values over the training cells. Of batches, labels and so on (`vae_kwargs`) it knows nothing.
     """
 
     def __init__(

@@ -1,46 +1,108 @@
-"""Training of the released program: four Adam optimizers in its order."""
+"""Training of the released program: its split, minibatches, losses, and four Adam optimizers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
+from scvi.dataloaders import DataSplitter
+from torch.utils.data import DataLoader, Sampler
 
 from dra_scvi._exceptions import TrainingDivergedError
-from dra_scvi._published.losses import released_distance, released_generator_loss
 from dra_scvi._training.diverged import refused_as_diverged
 from dra_scvi._training.resumable import ResumablePlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from dra_scvi._published.networks import PublishedVAE
 
 
+TRAIN_SHARE = 0.8
+
+
+class _Windows(Sampler[list[int]]):
+    """Contiguous windows of the training cells at random starts; the last cell is in none."""
+
+    def __init__(self, n_train: int, batch_size: int, n_windows: int) -> None:
+        self.n_train, self.batch_size, self.n_windows = n_train, batch_size, n_windows
+
+    def __len__(self) -> int:
+        return self.n_windows
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(self.n_windows):
+            start = int(torch.randint(0, self.n_train - self.batch_size, ()))
+            yield list(range(start, start + self.batch_size))
+
+
+def published_split(n_obs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split cells into training and test: a permutation seeded with 0, cut at 80 %."""
+    order = np.random.RandomState(0).permutation(n_obs)
+    n_train = int(TRAIN_SHARE * n_obs)
+    return order[:n_train], order[n_train:]
+
+
+class PublishedSplitter(DataSplitter):
+    """The released split and minibatches: an epoch is ``n_obs // batch_size`` windows."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the cells; the last fifth is for testing, none for validation."""
+        self.train_idx, self.test_idx = published_split(self.adata_manager.adata.n_obs)
+        self.val_idx = np.array([], dtype=int)
+        self.n_train, self.n_val = len(self.train_idx), 0
+
+    def train_dataloader(self) -> DataLoader:
+        """Return a loader of random windows over the permuted training cells."""
+        n_obs = self.adata_manager.adata.n_obs
+        batch_size = self.data_loader_kwargs["batch_size"]
+        if self.n_train <= batch_size:
+            raise ValueError(
+                f"The published minibatches need more training cells than `batch_size`: there are "
+                f"{self.n_train} (80 % of {n_obs} cells) for {batch_size}. Lower batch_size."
+            )
+        dataset = self.adata_manager.create_torch_dataset(indices=self.train_idx)
+        windows = _Windows(self.n_train, batch_size, n_obs // batch_size)
+        return DataLoader(dataset, sampler=windows, batch_size=None)
+
+
+def released_distance(real: Tensor, fake: Tensor) -> Tensor:
+    r"""Loss of both discriminators in the released program, which they minimise.
+
+    .. math:: -\ln \left( \sum_i \sqrt{\left| \frac{a_i}{\sum a} \frac{b_i}{\sum b} \right|} +
+        10^{-10} \right)
+
+    for outputs `a` on the real and `b` on the fake rows, ``(n_cells,)``, paired by their position.
+    Both are unbounded linear outputs divided by a signed sum, so that this is no divergence: it
+    falls without limit as a sum nears 0.
+    """
+    coefficient = torch.sqrt(torch.abs(real / real.sum() * (fake / fake.sum()))).sum()
+    return -torch.log(coefficient + 1e-10)
+
+
+def released_generator_loss(fake: Tensor) -> Tensor:
+    r"""Adversarial loss of the encoder in the released program, blind to the prior's samples.
+
+    .. math:: -\ln \left( \sum_i \sqrt{\left| b_i / \sum b \right|} + 10^{-10} \right)
+
+    for outputs `b` of the discriminator on codes, ``(n_cells,)``.
+
+    >>> round(released_generator_loss(torch.ones(128)).item(), 3)  # its optimum, -ln(128) / 2
+    -2.426
+    """
+    return -torch.log(torch.sqrt(torch.abs(fake / fake.sum())).sum() + 1e-10)
+
+
 class PublishedPlan(ResumablePlan):
     """Four Adam optimizers in the released order, every step with noise and dropout of its own.
 
-    In each minibatch: the autoencoder; in every third one the latent discriminator and in the
-    others the encoder as generator; the data discriminator, which reaches nothing else.
-
-    Parameters
-    ----------
-    module
-        Module to train.
-    lr
-        Learning rate of all four.
-    beta1
-        β₁ of all four.
-    control
-        Every how many minibatches the latent discriminator steps instead of the generator.
-
-    Raises
-    ------
-    TrainingDivergedError
-        When a loss is not finite, before its step.
+    In each minibatch: the autoencoder; in every third one (`control`) the latent discriminator and
+    in the others the encoder as generator; the data discriminator, which reaches nothing else.
+    `lr` and `beta1` are those of all four.
     """
 
     LOSSES = ("train_loss", "latent_discriminator", "generator", "data_discriminator")

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
 from dra_scvi._outputs.files import atomic_path
-from dra_scvi._training.checkpoint_content import check_content, check_form
+from dra_scvi._training.checkpoint_check import check_content, check_form
 from dra_scvi._training.identity import check_identity
 
 if TYPE_CHECKING:
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 
     from dra_scvi._training.identity import Identity
 
-__all__ = [
-    "CheckpointFile",
-    "PlainCheckpoints",
-    "is_checkpoint",
-    "read_checkpoint",
-    "read_content",
-    "with_plain_checkpoints",
-    "write_checkpoint",
-]
 
 MAGIC = b"dra_scvi checkpoint 2\n"
 REMEDY = "delete it to start from the beginning"
@@ -71,11 +62,6 @@ class CheckpointFile(PlainCheckpoints):
 
     A file that cannot be written is noted in `problem` and not raised: a training does not end for
     want of a copy of its state, and of several processes only the first one would know.
-
-    Parameters
-    ----------
-    path
-        The checkpoint.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -102,13 +88,7 @@ class CheckpointFile(PlainCheckpoints):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the state of this training.
-
-        Raises
-        ------
-        ValueError
-            When it is damaged, of another training, or of another form.
-        """
+        """Read the state of this training; one that is damaged, or of another, is refused."""
         if Path(path) != self.path:
             return super().load_checkpoint(path, map_location)
         checkpoint = read_checkpoint(self.path)
@@ -132,22 +112,10 @@ class CheckpointFile(PlainCheckpoints):
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write plain data and tensors, whole or not at all.
+    """Write plain data and tensors, in any nesting, whole or not at all.
 
     After :data:`MAGIC` come the length of a JSON text, that text, the values of the tensors in the
     order in which it names them, and a SHA-256 of all of this.
-
-    Parameters
-    ----------
-    content
-        Numbers, text, lists, tuples, dictionaries and tensors, in any nesting.
-    path
-        File to be written or replaced.
-
-    Raises
-    ------
-    TypeError
-        For any other content.
     """
     tensors: list[Tensor] = []
     text = json.dumps(_to_json(content, tensors)).encode()
@@ -160,21 +128,10 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_checkpoint` wrote.
+    """Read what :func:`write_checkpoint` wrote, if it can be of a training.
 
     The checksum tells accidents. Who makes it for content of their own can mislead a training, and
     no more: nothing that is read here can name code.
-
-    Parameters
-    ----------
-    path
-        The checkpoint.
-
-    Raises
-    ------
-    ValueError
-        When it is no checkpoint, any bit of it has changed, or a part of it cannot be of a
-        training.
     """
     found = read_content(path)
     with _naming(path):
@@ -183,18 +140,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_content(path: Path) -> Any:
-    """Read a file of :func:`write_checkpoint`, whatever it holds.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Raises
-    ------
-    ValueError
-        When it is none, or any bit of it has changed.
-    """
+    """Read an unharmed file of :func:`write_checkpoint`, whatever it holds."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file, and so no checkpoint.")
     content = path.read_bytes()

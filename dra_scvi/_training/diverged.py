@@ -17,18 +17,10 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from torch import Tensor
 
-__all__ = ["LastGoodState", "refused_as_diverged"]
-
 
 @contextlib.contextmanager
 def refused_as_diverged(term: str, epoch: int, step: int) -> Iterator[None]:
-    """Turn the refusal to build a distribution from NaN or infinity into what it means.
-
-    Raises
-    ------
-    TrainingDivergedError
-        In place of the `ValueError` of :mod:`torch.distributions`.
-    """
+    """Turn the refusal to build a distribution from NaN or infinity into what it means."""
     try:
         yield
     except ValueError as error:
@@ -59,13 +51,7 @@ class LastGoodState(Checkpoint):
         self._batch = batch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Keep the epoch, unless its last step went wrong, which no term has shown yet.
-
-        Raises
-        ------
-        TrainingDivergedError
-            When a weight, or the loss of the validation cells, is not finite.
-        """
+        """Keep the epoch, unless its last step went wrong, which no term has shown yet."""
         state = pl_module.module.state_dict().values()
         sums = {
             "weights": sum(value.sum().float() for value in state if value.is_floating_point())
@@ -80,13 +66,7 @@ class LastGoodState(Checkpoint):
         self._keep(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Look at what the last step has led to.
-
-        Raises
-        ------
-        TrainingDivergedError
-            When the loss of the last minibatch is no longer finite.
-        """
+        """Refuse what the last step led to where the loss of its minibatch is not finite."""
         with failing_together(trainer):
             if self._batch is not None and not self._is_finite(pl_module):
                 last = max(trainer.current_epoch - 1, 0)

@@ -14,9 +14,9 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 
-from dra_scvi._data.stored import is_stored
+from dra_scvi._data.stored_matrix import is_stored
 from dra_scvi._data.structure import blocks
-from dra_scvi._training.comparable import as_plain, not_comparable
+from dra_scvi._training.plain_settings import as_plain, not_comparable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Identity = dict[str, dict[str, Any]]
 
-__all__ = ["Identity", "check_identity", "held_settings", "training_identity"]
 
 # what must be the same to the last digit, and what but for its last number
 OWN_VERSION, OTHER_VERSIONS = "dra_scvi", ("scvi-tools", "torch", "lightning", "numpy", "numba")
@@ -75,23 +74,8 @@ def training_identity(
     """Describe a training by everything that its result depends on.
 
     Counts are hashed whole, block by block where they are in a file or in chunks. Of settings,
-    those count that hold, given or not.
-
-    Parameters
-    ----------
-    model
-        What is trained.
-    plan
-        How.
-    trainer
-        On what, and for how long; its data module is set up.
-    seed
-        Seed of the training.
-
-    Returns
-    -------
-    Plain data in three parts: ``"settings"``, ``"versions"``, and in ``"split"`` what follows from
-    the others.
+    those count that hold, given or not. The data module of the trainer is set up. In ``"split"``
+    is what follows from ``"settings"`` and ``"versions"``.
     """
     data = trainer.datamodule
     split = [np.asarray(getattr(data, f"{part}_idx", ())) for part in ("train", "val", "test")]
@@ -106,19 +90,7 @@ def training_identity(
 def held_settings(
     model: DRA, plan: LightningModule, trainer: Any, seed: int | None
 ) -> dict[str, Any]:
-    """Return every setting that held in a training, given or not, as plain data.
-
-    Parameters
-    ----------
-    model
-        What is trained.
-    plan
-        How.
-    trainer
-        On what, and for how long; its data module is set up.
-    seed
-        Seed of the training.
-    """
+    """Return every setting that held in a training, given or not, as plain data."""
     data, device = trainer.datamodule, trainer.strategy.root_device.type
     found = {
         "seed": seed,
@@ -139,24 +111,10 @@ def held_settings(
 
 
 def check_identity(path: Path, saved: Identity, now: Identity) -> None:
-    """Check that a checkpoint is of the training at hand.
+    """Check that a checkpoint is of the training at hand; the error names every difference.
 
     A version that differs in its last number only is warned of: results may differ then, in their
     last digits. So are settings that cannot be compared.
-
-    Parameters
-    ----------
-    path
-        The checkpoint.
-    saved
-        Identity of the training that it is of.
-    now
-        Identity of this training.
-
-    Raises
-    ------
-    ValueError
-        When it is another one; the message names every difference.
     """
     versions = _differences(saved["versions"], now["versions"])
     patches = [name for name in versions if _is_patch(name, saved["versions"], now["versions"])]
@@ -187,17 +145,15 @@ def check_identity(path: Path, saved: Identity, now: Identity) -> None:
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     """Say of everything that differs what it was and what it is."""
-    names = dict.fromkeys([*now, *saved])
-    return {n: _difference(n, saved, now) for n in names if _differs(n, saved, now)}
+    found = {}
+    for name in dict.fromkeys([*now, *saved]):
+        was, is_now = (facts.get(name, "not set") for facts in (saved, now))
+        if was != is_now or (name in KIND_MATTERS and type(was) is not type(is_now)):
+            found[name] = _difference(name, was, is_now)
+    return found
 
 
-def _differs(name: str, saved: dict[str, Any], now: dict[str, Any]) -> bool:
-    was, is_now = _of(saved, name), _of(now, name)
-    return was != is_now or (name in KIND_MATTERS and type(was) is not type(is_now))
-
-
-def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
-    was, is_now = _of(saved, name), _of(now, name)
+def _difference(name: str, was: Any, is_now: Any) -> str:
     if not all(isinstance(value, dict) and "digest" in value for value in (was, is_now)):
         return f"{name}: {_shown(was)} in the checkpoint, {_shown(is_now)} now"
     if "sum" in was and was["sum"] == is_now.get("sum"):
@@ -205,10 +161,6 @@ def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
     if was.get("n") != is_now.get("n"):
         return f"{name}: {was.get('n')} in the checkpoint, {is_now.get('n')} now"
     return f"{name}: others than in the checkpoint"
-
-
-def _of(facts: dict[str, Any], name: str) -> Any:
-    return facts.get(name, "not set")
 
 
 def _shown(value: Any) -> str:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from dra_scvi._exceptions import TrainingInterruptedError
 from dra_scvi._outputs.files import atomic_path
 from dra_scvi._training.checkpoint import CheckpointFile, is_checkpoint
-from dra_scvi._training.checkpoint_content import check_optimizers
+from dra_scvi._training.checkpoint_check import check_optimizers
 from dra_scvi._training.identity import training_identity
 from dra_scvi._training.processes import highest
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from dra_scvi._model.dra import DRA
 
-__all__ = ["InterruptCheckpoint"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,14 +38,8 @@ class InterruptCheckpoint(Checkpoint):
 
     During training SIGINT and SIGTERM let the epoch under way be finished, the checkpoint be
     written, and :class:`~dra_scvi.TrainingInterruptedError` be raised. A second signal interrupts
-    at once, as does one that comes after the last epoch, whose checkpoint is there.
-
-    Parameters
-    ----------
-    path
-        Where the checkpoint is written, whole or not at all.
-    every_seconds
-        How much work a kill without warning may cost, at most, in addition to one epoch.
+    at once, as does one that comes after the last epoch, whose checkpoint is there. A kill without
+    warning costs at most `every_seconds` of work, and one epoch.
     """
 
     def __init__(self, path: str | Path, every_seconds: float = 60.0) -> None:
@@ -205,20 +198,7 @@ def _history(trainer: Trainer) -> dict[str, tuple[str, list[int], list[float]]]:
 
 
 def check_place(path: Path) -> None:
-    """Check, before any work, that a checkpoint can be written, and over nothing else.
-
-    Parameters
-    ----------
-    path
-        Where it is to be.
-
-    Raises
-    ------
-    OSError
-        When nothing can be written there.
-    ValueError
-        When something else is there.
-    """
+    """Check, before any work, that a checkpoint can be written, and over nothing else."""
     if path.is_dir():
         raise IsADirectoryError(f"checkpoint={str(path)!r} is a folder; name a file in it.")
     if path.exists() and not (path.is_file() and is_checkpoint(path)):

@@ -169,15 +169,12 @@ class DualMatchingPlan(ResumablePlan):
 
     def _record(self, output: LossOutput, divergences: dict[str, Tensor], batch_idx: int) -> None:
         """Keep the terms of this minibatch, in the order of `TERMS`, and their number of cells."""
-        loss = output.loss.detach()
-        n_obs = output.n_obs_minibatch
+        loss, n_obs = output.loss.detach(), output.n_obs_minibatch
         reconstruction = output.reconstruction_loss_sum.detach() / n_obs
         kl_local = output.kl_local_sum.detach() / n_obs
-        kl_global = torch.zeros_like(loss)
-        latent, data = (
-            divergences[name].detach() if name in divergences else torch.zeros_like(loss)
-            for name in ("latent_divergence", "data_divergence")
-        )
+        nothing = torch.zeros_like(loss)
+        latent = divergences.get("latent_divergence", nothing).detach()
+        data = divergences.get("data_divergence", nothing).detach()
         total = loss + self.latent_weight * latent + self.data_weight * data
         step = torch.stack(
             [
@@ -185,7 +182,7 @@ class DualMatchingPlan(ResumablePlan):
                 reconstruction + kl_local,
                 reconstruction,
                 kl_local,
-                kl_global,
+                nothing,  # of the global KL
                 latent,
                 data,
                 self.loss_kwargs["kl_weight"].to(loss),
@@ -272,14 +269,8 @@ class DualMatchingPlan(ResumablePlan):
             player = owner if owner in DISCRIMINATORS else "autoencoder"
             if parameter.requires_grad:
                 groups.setdefault(player, []).append(parameter)
-        idle = [
-            name
-            for name, weight in zip(
-                DISCRIMINATORS, (self.latent_weight, self.data_weight), strict=True
-            )
-            if not weight
-        ]
-        return {name: group for name, group in groups.items() if group and name not in idle}
+        weights = dict(zip(DISCRIMINATORS, (self.latent_weight, self.data_weight), strict=True))
+        return {name: group for name, group in groups.items() if group and weights.get(name, 1)}
 
     def get_optimizer_creator(self) -> Callable[[Any], Optimizer]:
         """Create the optimizer over the players' groups instead of one flat list."""
@@ -300,11 +291,7 @@ class DualMatchingPlan(ResumablePlan):
         self, optimizer_cls: type[torch.optim.Adam] | type[torch.optim.AdamW]
     ) -> Callable[[Any], Optimizer]:
         return lambda params: optimizer_cls(
-            params,
-            lr=self.lr,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            fused=self._can_fuse,
+            params, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=self._can_fuse
         )
 
     @property

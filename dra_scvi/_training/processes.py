@@ -33,8 +33,6 @@ EARLY_STOPPING = {
 def n_processes(settings: Mapping[str, Any]) -> int:
     """Tell how many processes the arguments of a trainer ask for; 1 where that is left open.
 
-    Examples
-    --------
     >>> n_processes({"devices": 2, "num_nodes": 2}), n_processes({"devices": [0]}), n_processes({})
     (4, 1, 1)
     """
@@ -104,22 +102,11 @@ def _keep_early_stopping(settings: dict[str, Any]) -> None:
 
 
 def gathered_scores(scores: Tensor, trainer: Trainer) -> Tensor:
-    """Return the scores of all processes, in one row, as if one process had made them all.
+    """Return the scores of all processes, as many of each, in one row as if one had made them all.
 
     A loss of all the scores is the same in every process. DDP takes the mean of its gradients,
     each of which knows the way to the scores of one process only: these are multiplied by the
     number of processes here, and the mean becomes the sum.
-
-    Parameters
-    ----------
-    scores
-        Those of this process, shape ``(n_cells,)``, as many as in every other.
-    trainer
-        Trainer of the processes.
-
-    Returns
-    -------
-    Shape ``(n_processes * n_cells,)``.
     """
     if trainer.world_size == 1:
         return scores
@@ -148,13 +135,7 @@ def share_state(module: torch.nn.Module, trainer: Trainer) -> None:
 
 @contextlib.contextmanager
 def failing_together(trainer: Trainer) -> Iterator[None]:
-    """Raise the divergence of one process in all, which would wait for it for ever.
-
-    Raises
-    ------
-    TrainingDivergedError
-        The first one.
-    """
+    """Raise the divergence of one process in all, which would wait for it for ever."""
     error = None
     try:
         yield

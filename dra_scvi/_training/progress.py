@@ -17,11 +17,7 @@ logger = logging.getLogger("dra_scvi")
 class ProgressLines(Callback):
     """Logs the settings of training at its start and, where no bar is shown, its progress.
 
-    Parameters
-    ----------
-    first_seconds
-        Least time to the first line about the progress; to every next one it is twice as long, up
-        to `MOST_SECONDS`.
+    The time to the next line about the progress doubles, up to `MOST_SECONDS`.
     """
 
     MOST_SECONDS = 120.0
@@ -78,8 +74,6 @@ class ProgressLines(Callback):
 def duration(seconds: float) -> str:
     """Write a time in the unit that suits it.
 
-    Examples
-    --------
     >>> [duration(seconds) for seconds in (0.25, 42, 600, 20_000)]
     ['0.2 s', '42 s', '10 min', '5.6 h']
     """

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scvi.train import TrainingPlan
 
-from dra_scvi._training.checkpoint_content import set_random_state
+from dra_scvi._training.checkpoint_check import set_random_state
 from dra_scvi._training.diverged import LastGoodState, refused_as_diverged
 from dra_scvi._training.processes import failing_together, gathered
 from dra_scvi._training.progress import ProgressLines
@@ -21,24 +21,14 @@ if TYPE_CHECKING:
 
     from dra_scvi._training.interrupts import InterruptCheckpoint
 
-__all__ = ["ResumablePlan"]
-
 
 class ResumablePlan(TrainingPlan):
     """A training plan that keeps what is worth keeping when training stops.
 
     Its checkpoints hold the state of the random generators: training that goes on from one is
     equal, bit by bit on a CPU, to training without a stop. Where training diverges, the module
-    is left as it was at the end of the last good epoch.
-
-    Parameters
-    ----------
-    *args
-        Arguments of :class:`~scvi.train.TrainingPlan`.
-    checkpoint
-        Callback that saves; scvi-tools' trainer takes such callbacks from a plan only.
-    **kwargs
-        Arguments of :class:`~scvi.train.TrainingPlan`.
+    is left as it was at the end of the last good epoch. `checkpoint` is the callback that saves:
+    scvi-tools' trainer takes such callbacks from a plan only.
     """
 
     def __init__(
@@ -54,13 +44,7 @@ class ResumablePlan(TrainingPlan):
         return [ProgressLines(), LastGoodState(), *saves]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the loss of a minibatch that is not trained on.
-
-        Raises
-        ------
-        TrainingDivergedError
-            When no distribution can be built for it.
-        """
+        """Log the loss of a minibatch that is not trained on."""
         diverged = refused_as_diverged("validation_loss", self.current_epoch, batch_idx)
         with self.together(), diverged:
             super().validation_step(batch, batch_idx)

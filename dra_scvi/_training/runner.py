@@ -1,13 +1,18 @@
-"""One training at a time in a process, whose errors and interrupts come out as they are."""
+"""One training at a time in a process: turns, seeds, and errors that come out as they are."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import random
 import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from scvi import settings
 from scvi.train import TrainRunner
 
 from dra_scvi._training.checkpoint import with_plain_checkpoints
@@ -15,11 +20,11 @@ from dra_scvi._training.checkpoint import with_plain_checkpoints
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["TURNS", "QuietRunner", "interruptible"]
-
 # Trainings of several threads take turns: torch's default generator, scvi-tools' seed and the
 # filters of warnings, which scvi-tools sets for the time of a training, are the whole process'.
 TURNS = threading.RLock()
+# what scvi-tools and Lightning set in the environment along with a seed
+SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "XLA_FLAGS")
 
 
 class QuietRunner(TrainRunner):
@@ -70,3 +75,29 @@ def interruptible() -> Iterator[None]:
     finally:
         if is_main and handler is not None:
             signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed all generators, and scvi-tools' split, for the time of a block.
+
+    Everything that scvi-tools' seed is wired to is put back: generators, environment, cuDNN. They
+    are the whole process': blocks in several threads take turns.
+    """
+    cudnn = torch.backends.cudnn
+    with TURNS, torch.random.fork_rng(enabled=True):
+        before = settings.seed, cudnn.deterministic, cudnn.benchmark
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+        environment = {name: os.environ.get(name) for name in SEED_VARIABLES}
+        try:
+            settings.seed = int(seed)
+            yield
+        finally:
+            settings.seed, cudnn.deterministic, cudnn.benchmark = before
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            for name, value in environment.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from dra_scvi._data.keys import validate_keys
 from dra_scvi._data.validation import validate_counts
@@ -17,12 +18,10 @@ from dra_scvi._data.variable_genes import bare_counts, log_normalised, select_ge
 from dra_scvi.metrics import _input
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from scipy import sparse
 
-__all__ = ["Cells", "check_input", "log_normalised", "prepare"]
 
 logger = logging.getLogger("dra_scvi")
 
@@ -36,18 +35,8 @@ DIGEST_BYTES = 8
 class Cells:
     """What every model is given, and what it is scored against.
 
-    Parameters
-    ----------
-    counts
-        Raw counts as CSR of float32, ``(n_cells, n_genes)``; its ``obs`` has the batches only.
-    labels
-        Known type of every cell, numbered from 0, ``(n_cells,)``.
-    batches
-        Batch of every cell, numbered from 0, or None.
-    gene_selection
-        ``"all"``, ``"seurat_v3"`` or ``"variance"``.
-    fingerprint
-        Digest of counts, labels and batches.
+    Counts are CSR of float32, and their ``obs`` has the batches only; labels and batches are
+    numbers from 0. The fingerprint is a digest of all three.
     """
 
     counts: AnnData
@@ -79,32 +68,7 @@ class Cells:
 def check_input(
     adata: AnnData, label_key: str, batch_key: str | None = None, layer: str | None = None
 ) -> None:
-    """Check all that a comparison reads, before any work.
-
-    Parameters
-    ----------
-    adata
-        Cells by genes.
-    label_key
-        Column of ``adata.obs`` with known types.
-    batch_key
-        Column of ``adata.obs`` with batches.
-    layer
-        Layer with raw counts; ``adata.X`` when None.
-
-    Raises
-    ------
-    KeyError
-        When a column or the layer does not exist.
-    ValueError
-        When a label is missing, there are fewer than two labels, or the counts are not raw
-        (:class:`~dra_scvi.InvalidCountsError`).
-
-    Examples
-    --------
-    >>> import dra_scvi
-    >>> check_input(dra_scvi.datasets.synthetic(n_cells=20), "cell_type")
-    """
+    """Check all that a comparison reads, before any work."""
     validate_keys(adata, layer, {"label_key": label_key, "batch_key": batch_key})
     _labels_to_score(adata.obs[label_key])
     validate_counts(adata, layer, batch_key)
@@ -119,32 +83,11 @@ def prepare(
     max_cells: int | None = None,
     name: str = "data",
 ) -> Cells:
-    """Copy the counts, labels and batches of an AnnData, which is not changed.
+    """Copy the counts, labels and batches of an AnnData that :func:`check_input` has passed.
 
-    Parameters
-    ----------
-    adata
-        Cells by genes, checked by :func:`check_input`.
-    label_key
-        Column of ``adata.obs`` with known types.
-    batch_key
-        Column of ``adata.obs`` with batches, within which variable genes are ranked as well.
-    layer
-        Layer with raw counts; ``adata.X`` when None.
-    n_genes
-        Number of variable genes to keep; all when None, or when there are no more.
-    max_cells
-        Draw this many cells, always the same ones, where there are more.
-    name
-        Name of the data set, for messages.
+    Where there are more than `max_cells`, always the same are drawn; `n_genes` variable genes are
+    kept, all when None, ranked within batches. `name` is that of the data set, for messages.
 
-    Raises
-    ------
-    ValueError
-        When fewer than two labels or three cells are left.
-
-    Examples
-    --------
     >>> import dra_scvi
     >>> adata = dra_scvi.datasets.synthetic(n_cells=90, n_genes=30)
     >>> cells = prepare(adata, "cell_type", n_genes=9)
@@ -160,7 +103,9 @@ def prepare(
     counts, gene_selection = select_genes(counts, n_genes, batch_key, name)
     counts = _without_empty(counts, name)
     labels = _labels_to_score(counts.obs[label_key])
-    batches = None if batch_key is None else _codes(counts.obs[batch_key])
+    batches = None
+    if batch_key is not None:
+        batches = pd.factorize(counts.obs[batch_key])[0].astype(np.int64)
     counts.obs = counts.obs[[] if batch_key is None else [batch_key]].copy()
     fingerprint = _fingerprint(counts.X, labels, batches)
     return Cells(counts, labels, batches, gene_selection, fingerprint)
@@ -195,12 +140,6 @@ def _labels_to_score(column: pd.Series) -> NDArray[np.int64]:
             f"{len(column)} cells cannot be clustered; at least {MIN_CELLS} are needed."
         )
     return codes
-
-
-def _codes(column: pd.Series) -> NDArray[np.int64]:
-    import pandas as pd
-
-    return pd.factorize(column)[0].astype(np.int64)
 
 
 def _fingerprint(

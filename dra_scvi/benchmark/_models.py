@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from dra_scvi.benchmark._cells import Cells
 
-__all__ = ["BUILT_IN", "Contender", "Embedded", "Task", "resolve"]
 
 Embed = Callable[["AnnData", int, int], "ArrayLike"]
 
@@ -60,10 +59,8 @@ class Contender:
 
     Parameters
     ----------
-    name
-        Name in the table.
     embed
-        From counts and a task to an embedding; may write to the counts, which are a copy.
+        From counts, a copy that it may write to, and a task to an embedding.
     is_linear
         Whether it has fewer dimensions than cells and genes.
     is_deterministic
@@ -85,53 +82,19 @@ class Contender:
     needs: Callable[[str, str | None], None] = lambda name, batch_key: None
 
     def check(self, batch_key: str | None) -> None:
-        """Check, before any work, that the model can run here.
-
-        Parameters
-        ----------
-        batch_key
-            Column with batches, or None.
-
-        Raises
-        ------
-        ImportError
-            When a library is missing, or too old.
-        ValueError
-            When the model takes batches and there are none.
-        """
+        """Check, before any work, that the model has what it needs here: libraries, batches."""
         self.needs(self.name, batch_key)
 
     def settings(self, cells: Cells, n_latent: int) -> str:
-        """Digest what decides the embedding besides the task.
-
-        Parameters
-        ----------
-        cells
-            Cells to embed, on whose number and batches default epochs depend.
-        n_latent
-            Dimensions, likewise.
-        """
+        """Digest what decides the embedding besides the task, such as default epochs."""
         facts = dict(self.facts(cells, n_latent))
         text = json.dumps(facts, sort_keys=True, default=repr)
         return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def resolve(models: str | Sequence[str] | Mapping[str, str | Embed]) -> list[Contender]:
-    """Find the models that are meant.
+    """Find the models that are meant by names, or by what they are called in the table.
 
-    Parameters
-    ----------
-    models
-        Names of built-in models, or a mapping from names in the table to names of built-in models
-        or to functions of ``(counts, n_latent, seed)``.
-
-    Raises
-    ------
-    ValueError
-        When there is none, one twice, or one that is not known.
-
-    Examples
-    --------
     >>> [contender.name for contender in resolve(["pca", "scvi"])]
     ['pca', 'scvi']
     >>> resolve("scvii")
@@ -206,7 +169,7 @@ def _harmony_needs(name: str, batch_key: str | None) -> None:
 
 def _upstream(name: str, counts: AnnData, task: Task, is_short: bool = False) -> Embedded:
     """Train a model of scvi-tools as its defaults say, or for as many epochs as DRA."""
-    from dra_scvi._training.seeding import seeded
+    from dra_scvi._training.runner import seeded
 
     model_cls = _upstream_class(name)
     max_epochs = task.max_epochs

@@ -10,7 +10,6 @@ from dra_scvi._data.keys import unknown_key
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BASELINES", "CELL", "MEANS", "MEASURES", "PAIR", "TITLES", "check_table", "pairs"]
 
 TITLES = {
     "pca": "PCA",
@@ -41,28 +40,9 @@ MEANS = (*MEASURES, "leiden1_n_clusters", "seconds")
 
 
 def pairs(table: pd.DataFrame, model: str, baseline: str, metric: str = "nmi") -> pd.DataFrame:
-    """Subtract a baseline from a model, pair by pair.
+    """Subtract a baseline from a model, pair by pair, where both have a finite score.
 
-    Parameters
-    ----------
-    table
-        Rows of a comparison.
-    model, baseline
-        Names in the column ``model``.
-    metric
-        Column that is compared.
-
-    Returns
-    -------
-    ``dataset``, ``n_latent``, ``seed`` and ``difference``, for the pairs in which both are finite.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> rows = pd.DataFrame({"model": ["pca", "dra"], "nmi": [0.5, 0.75]})
-    >>> rows = rows.assign(dataset="a", n_latent=2, seed=0)
-    >>> pairs(rows, "dra", "pca")["difference"].tolist()
-    [0.25]
+    Return ``dataset``, ``n_latent``, ``seed`` and ``difference``.
     """
     one, other = (
         table.loc[table["model"] == name, [*PAIR, metric]].set_index(PAIR)[metric]
@@ -73,32 +53,7 @@ def pairs(table: pd.DataFrame, model: str, baseline: str, metric: str = "nmi") -
 
 
 def check_table(table: pd.DataFrame, metric: str) -> None:
-    """Check that rows can be paired.
-
-    Parameters
-    ----------
-    table
-        Rows of a comparison.
-    metric
-        Column that will be compared.
-
-    Raises
-    ------
-    TypeError
-        When it is no table.
-    KeyError
-        When there is no such column.
-    ValueError
-        When a column is missing, or two rows are of the same model, data set, k and seed.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> check_table(pd.DataFrame({"model": ["dra"]}), "nmi")
-    Traceback (most recent call last):
-    ...
-    ValueError: not a table of benchmark.compare: the columns dataset, n_latent, seed are missing.
-    """
+    """Check that rows can be paired: no column is missing, and no model repeats within a pair."""
     check_kind(table)
     missing = [name for name in ("model", *PAIR) if name not in table]
     if missing:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["spread"]
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -20,20 +19,8 @@ def spread(
 ) -> Iterator[tuple[int, Any]]:
     """Call a function for each of some jobs, so many at a time, in processes of their own.
 
-    Processes have one thread each, and take turns at the GPUs that there are.
-
-    Parameters
-    ----------
-    function
-        What to call; errors that it raises come out here, and end the other calls.
-    jobs
-        Its arguments.
-    n_processes
-        Calls at a time.
-
-    Yields
-    ------
-    Place of a job among the jobs, and what came of it, as they finish.
+    Processes have one thread each, and take turns at the GPUs that there are. Yield the place of a
+    job, and what came of it, as they finish; an error comes out here, and ends the other calls.
     """
     from joblib import Parallel, delayed, parallel_config
 

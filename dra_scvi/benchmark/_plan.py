@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from dra_scvi.benchmark._cells import Cells
     from dra_scvi.benchmark._models import Contender
 
-__all__ = ["Plan", "check_rank"]
 
 QUICK_CELLS = 1_000
 QUICK_EPOCHS = 50

@@ -11,7 +11,6 @@ from dra_scvi.benchmark._pairs import PAIR, check_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RANKED", "ranks"]
 
 # One for each question: ARI would count the same clusters twice.
 RANKED = ("nmi", "leiden_nmi", "leiden1_nmi", "purity", "silhouette", "integration_total")

@@ -8,15 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._data.keys import unknown_key
-from dra_scvi.benchmark._pairs import (
-    BASELINES,
-    CELL,
-    MEANS,
-    MEASURES,
-    TITLES,
-    check_table,
-    pairs,
-)
+from dra_scvi.benchmark._pairs import BASELINES, CELL, MEANS, MEASURES, check_table, pairs
 from dra_scvi.benchmark._ranks import ranks
 
 if TYPE_CHECKING:
@@ -24,16 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = [
-    "BASELINES",
-    "MEASURES",
-    "TITLES",
-    "check_table",
-    "interval",
-    "pairs",
-    "strongest_baseline",
-    "summary",
-]
 
 QUANTILES = (0.025, 0.975)
 N_RESAMPLES = 2_000
@@ -143,21 +125,7 @@ def _measured(table: pd.DataFrame) -> list[str]:
 
 
 def strongest_baseline(table: pd.DataFrame, metric: str = "nmi") -> str:
-    """Name the baseline with the highest mean, or of all models where there is no baseline.
-
-    Parameters
-    ----------
-    table
-        Rows of a comparison.
-    metric
-        Column that is compared.
-
-    Examples
-    --------
-    >>> rows = pd.DataFrame({"model": ["pca", "fa"], "nmi": [0.6, 0.5]})
-    >>> strongest_baseline(rows.assign(dataset="a", n_latent=2, seed=0))
-    'pca'
-    """
+    """Name the baseline with the highest mean, or of all models where there is no baseline."""
     is_baseline = table["model"].isin(BASELINES)
     chosen = table[is_baseline] if is_baseline.any() else table
     scores = chosen.pivot_table(index=CELL, columns="model", values=metric, dropna=False)
@@ -170,24 +138,7 @@ def interval(
 ) -> tuple[float, float]:
     """Bootstrap the mean over cells of paired differences: data sets first, then seeds.
 
-    Parameters
-    ----------
-    differences
-        As :func:`pairs` returns them.
-    n_resamples
-        Resamples of the bootstrap.
-    seed
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    Lower and upper end of the 95% interval; NaN where nothing could be drawn differently.
-
-    Examples
-    --------
-    >>> rows = {"dataset": "a", "n_latent": 2, "seed": [0, 1], "difference": [0.0, 0.5]}
-    >>> interval(pd.DataFrame(rows))
-    (0.0, 0.5)
+    Return the ends of the 95% interval; NaN where nothing could be drawn differently.
     """
     data_sets = [
         [cell["difference"].to_numpy() for _, cell in rows.groupby("n_latent")]

@@ -15,7 +15,6 @@ from dra_scvi._outputs.files import atomic_path, check_output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["ALWAYS_SCORED", "COLUMNS", "INTEGRATION", "OK", "Table", "frame"]
 
 OK = "ok"
 INTEGRATION = (
@@ -90,26 +89,10 @@ Row = dict[str, Any]
 
 
 class Table:
-    """Finished rows, and the file they are kept in.
+    """Finished rows, and the CSV file they are kept in, or none: then in memory only.
 
-    Parameters
-    ----------
-    path
-        CSV file; rows are kept in memory only when None.
-    overwrite
-        Whether a file that is no table of a comparison may be replaced.
+    A file that is no table of a comparison is replaced where that is asked for, else refused.
 
-    Raises
-    ------
-    FileExistsError
-        When `path` is something else and may not be replaced.
-    FileNotFoundError
-        When its parent folder does not exist.
-    ValueError
-        When the table is damaged.
-
-    Examples
-    --------
     >>> table = Table(None)
     >>> row = {"dataset": "pbmc", "model": "pca", "n_latent": 2, "seed": 0, "status": "ok"}
     >>> table.add(row)
@@ -134,13 +117,7 @@ class Table:
             self._reload()
 
     def find(self, row: Mapping[str, Any]) -> Row | None:
-        """Return the finished row of the same run; failed ones are not finished.
-
-        Parameters
-        ----------
-        row
-            What tells the run from others.
-        """
+        """Return the finished row of the same run; failed ones are not finished."""
         wanted = _identity(row)
         finished = (kept for kept in self._rows if kept["status"] == OK)
         return next((kept for kept in finished if _identity(kept) == wanted), None)
@@ -150,11 +127,6 @@ class Table:
 
         Rows that other processes write meanwhile are kept: one process writes at a time, and
         reads before what the others have written.
-
-        Parameters
-        ----------
-        row
-            A value for each column; those left out are missing.
         """
         with self._turn():
             self._reload()
@@ -192,21 +164,7 @@ class Table:
 
 
 def frame(rows: Iterable[Mapping[str, Any]], extras: Sequence[str] = ()) -> pd.DataFrame:
-    """Make a table with the type of each column.
-
-    Parameters
-    ----------
-    rows
-        Values by column; what is left out is missing.
-    extras
-        Further columns to keep, as text.
-
-    Examples
-    --------
-    >>> table = frame([{"dataset": "pbmc", "nmi": 0.5, "epochs": None}])
-    >>> table[["dataset", "nmi", "epochs"]].dtypes.astype(str).tolist()
-    ['object', 'float64', 'Int64']
-    """
+    """Make a table with the type of each column; `extras` are further columns to keep, as text."""
     rows = list(rows)
     kinds = {**COLUMNS, **dict.fromkeys(extras, "text")}
     columns = {}

@@ -80,7 +80,7 @@ def embed(
 def _encode(query: AnnData, folder: Path, saved: SavedModel, common: Common) -> NDArray[Any]:
     """Return posterior means or, from the released program's model, a sample as in training."""
     import dra_scvi
-    from dra_scvi._training.seeding import seeded
+    from dra_scvi._training.runner import seeded
 
     model_cls = getattr(dra_scvi, saved.class_name)
     with seeded(common.seed):

@@ -186,11 +186,7 @@ def clustering(
 
 
 def leiden_matched(
-    embedding: ArrayLike | AnnData,
-    n_clusters: int,
-    seed: int = 0,
-    *,
-    use_rep: str | None = None,
+    embedding: ArrayLike | AnnData, n_clusters: int, seed: int = 0, *, use_rep: str | None = None
 ) -> NDArray[np.int64]:
     """Partition cells by Leiden, at a resolution that gives a wanted number of clusters.
 

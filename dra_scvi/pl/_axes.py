@@ -9,14 +9,7 @@ import pandas as pd
 
 from dra_scvi._argument_kinds import check_number
 from dra_scvi._data.keys import unknown_key
-from dra_scvi.pl._figures import (
-    COLOURS,
-    check_names,
-    finish,
-    literal,
-    make_axes,
-    resolve_show,
-)
+from dra_scvi.pl._figures import COLOURS, check_names, finish, is_shown, literal, make_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,15 +83,12 @@ def axes(
     names = _names(loadings, which)
     if ax is not None and len(names) > 1:
         raise ValueError(f"ax takes one axis of the embedding, not {len(names)}: name it in which")
-    show = resolve_show(show, ax, save)
-    width = min(ncols, len(names))
+    show = is_shown(show, ax, save)
     size = (AXIS_WIDTH, MARGIN + GENE_HEIGHT * min(n_genes, len(loadings)))
-    figure, grid = make_axes(-(-len(names) // width), width, size, ax, show)
+    figure, grid = make_axes(len(names), ncols, size, ax, show)
     limit = 1.05 * np.abs(np.nan_to_num(loadings[names].to_numpy())).max(initial=0.0)
     for name, panel in zip(names, grid.flat, strict=False):
         _draw_axis(panel, name, loadings[name], n_genes, limit or 1.0)
-    for panel in grid.flat[len(names) :]:
-        panel.remove()
     return finish(figure, grid, show, save)
 
 

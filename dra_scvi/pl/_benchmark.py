@@ -10,7 +10,7 @@ import numpy as np
 from dra_scvi._data.keys import unknown_key
 from dra_scvi.benchmark import _pairs
 from dra_scvi.benchmark._statistics import interval
-from dra_scvi.pl._figures import COLOURS, finish, make_axes, resolve_show
+from dra_scvi.pl._figures import COLOURS, finish, is_shown, make_axes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ def benchmark(
     names = [name for name in dict.fromkeys(table["dataset"]) if name in shown]
     if not names:
         raise ValueError(f"no run of {model!r} has a finite partner of the same data set and seed")
-    show = resolve_show(show, ax, save)
+    show = is_shown(show, ax, save)
     width, height = COMPARISON_SIZE
     n_rows = (len(names) + (len(names) > 1)) * (1 + len(others))
     height += ROW_HEIGHT * n_rows

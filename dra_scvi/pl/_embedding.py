@@ -10,7 +10,7 @@ import numpy as np
 from dra_scvi._argument_kinds import check_adata
 from dra_scvi._data.keys import unknown_key
 from dra_scvi.benchmark._pairs import TITLES
-from dra_scvi.pl._figures import SIDE, check_names, finish, make_axes, resolve_show
+from dra_scvi.pl._figures import SIDE, check_names, finish, is_shown, make_axes
 from dra_scvi.pl._scatter import PANEL, Legend, Panel, Style, draw_panel, spread_labels
 from dra_scvi.pl._values import Lookup
 
@@ -134,13 +134,11 @@ def embedding(
     panels, head = _with_titles(
         panels, [titles] if isinstance(titles, str) else titles, len(names)
     )
-    show = resolve_show(show, ax, save)
-    width = min(ncols or (len(names) if len(names) > 1 else NCOLS), len(panels))
-    figure, grid = make_axes(-(-len(panels) // width), width, PANEL, ax, show)
+    show = is_shown(show, ax, save)
+    width = ncols or (len(names) if len(names) > 1 else NCOLS)
+    figure, grid = make_axes(len(panels), width, PANEL, ax, show)
     for axes, panel in zip(grid.flat, panels, strict=False):
         draw_panel(axes, panel, style)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
     if head:
         figure.suptitle(head)
     if ax is None:
@@ -184,8 +182,6 @@ def _points(adata: AnnData, name: str) -> NDArray[np.floating[Any]]:
 def _in_words(name: str) -> str:
     """Name an embedding as a reader would.
 
-    Examples
-    --------
     >>> _in_words("X_umap_scvi"), _in_words("X_mine")
     ('UMAP of scVI', 'mine')
     """

@@ -38,7 +38,8 @@ def literal(name: object) -> str:
     return str(name).replace("$", r"\$")
 
 
-def resolve_show(show: bool | None, ax: Axes | None, save: str | Path | None) -> bool:
+def is_shown(show: bool | None, ax: Axes | None, save: str | Path | None) -> bool:
+    """Tell whether a figure is to be shown, as scanpy would where nobody says so."""
     if show is not None:
         return show
     if ax is not None or save is not None:
@@ -49,11 +50,13 @@ def resolve_show(show: bool | None, ax: Axes | None, save: str | Path | None) ->
 
 
 def make_axes(
-    n_rows: int, n_columns: int, size: tuple[float, float], ax: Axes | None, show: bool
+    n_panels: int, n_columns: int, size: tuple[float, float], ax: Axes | None, show: bool
 ) -> tuple[Figure, NDArray[Any]]:
-    """Make a grid of axes; only a figure that will be shown is known to pyplot."""
+    """Make axes in a grid; only a figure that will be shown is known to pyplot."""
     if ax is not None:
         return ax.figure.figure, np.array([[ax]])
+    n_columns = min(n_columns, n_panels)
+    n_rows = -(-n_panels // n_columns)
     options: dict[str, Any] = {
         "figsize": (size[0] * n_columns + SIDE, size[1] * n_rows),
         "layout": "constrained",
@@ -66,7 +69,10 @@ def make_axes(
         from matplotlib.figure import Figure
 
         figure = Figure(**options)
-    return figure, figure.subplots(n_rows, n_columns, squeeze=False)
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    for surplus in grid.flat[n_panels:]:
+        surplus.remove()
+    return figure, grid
 
 
 def finish(

@@ -129,19 +129,11 @@ def _draw_numbers(axes: Axes, panel: Panel, values: Values, style: Style) -> Non
     extend = "both" if len(beyond) == 2 else (beyond or ["neither"])[0]
     named = [values.title] * panel.is_named_beside + [values.unit] * bool(values.unit)
     scale = axes.inset_axes((1.04, 0.1, 0.04, 0.8))
-    figure = axes.figure
-    figure.colorbar(mappable, cax=scale, label=", ".join(named), extend=extend)
+    axes.figure.colorbar(mappable, cax=scale, label=", ".join(named), extend=extend)
 
 
 def bound_of(bound: Any, argument: str) -> Any:
-    """Return what scanpy takes for an end of a scale: numbers and functions as they are.
-
-    Examples
-    --------
-    >>> rare = [0.0] * 199 + [3.0]
-    >>> bound_of("p99", "vmax")(rare), bound_of(1.5, "vmax")
-    (3.0, 1.5)
-    """
+    """Return what scanpy takes for an end of a scale: numbers and functions as they are."""
     if bound is None:
         bound = "p0" if argument == "vmin" else "p100"
     if not isinstance(bound, str):

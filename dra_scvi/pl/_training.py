@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._data.keys import unknown_key
-from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, finish, make_axes, resolve_show
+from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, finish, is_shown, make_axes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,13 +117,13 @@ def training(
     """
     history = _history(model_or_history)
     panels = _panels(history, [keys] if isinstance(keys, str) else keys)
-    if ax is not None:
-        panels = [_merge(panels)]
-    show = resolve_show(show, ax, save)
+    if ax is not None and len(panels) > 1:
+        panels = [_Panel("Training", "value", [key for panel in panels for key in panel.keys])]
+    show = is_shown(show, ax, save)
     width, height = CURVES_PANEL
     lines = [len(panel.guide.splitlines()) for panel in panels]
     height += GUIDE_LINE * max(lines) * guide
-    figure, grid = make_axes(1, len(panels), (width, height), ax, show)
+    figure, grid = make_axes(len(panels), len(panels), (width, height), ax, show)
     for panel, axes in zip(panels, grid[0], strict=True):
         _draw_curves(axes, history, panel)
         if guide and panel.guide:
@@ -161,7 +161,10 @@ def _panels(history: Mapping[str, pd.Series], keys: Sequence[str] | None) -> lis
             _Panel(title, ylabel, _terms_first(history, prefixes), guide)
             for title, ylabel, prefixes, guide in PANELS
         ]
-        panels[0] = _with_held_out(panels[0])
+        # how to read held-out cells, or how to come by them
+        is_drawn = any(key.endswith("_validation") for key in panels[0].keys)
+        guide = f"{panels[0].guide}\n{HELD_OUT if is_drawn else NOT_HELD_OUT}"
+        panels[0] = panels[0]._replace(guide=guide)
     panels = [panel for panel in panels if panel.keys]
     if not panels:
         names = ", ".join(history)
@@ -169,27 +172,11 @@ def _panels(history: Mapping[str, pd.Series], keys: Sequence[str] | None) -> lis
     return panels
 
 
-def _with_held_out(panel: _Panel) -> _Panel:
-    """Say how to read held-out cells, or how to come by them."""
-    is_drawn = any(key.endswith("_validation") for key in panel.keys)
-    return panel._replace(guide=f"{panel.guide}\n{HELD_OUT if is_drawn else NOT_HELD_OUT}")
-
-
-def _merge(panels: Sequence[_Panel]) -> _Panel:
-    """Put all keys into one panel."""
-    if len(panels) == 1:
-        return panels[0]
-    return _Panel("Training", "value", [key for panel in panels for key in panel.keys])
-
-
 def _terms_first(history: Mapping[str, pd.Series], prefixes: tuple[str, ...]) -> list[str]:
     """Keys of a panel by term, in the order of the panel; training before held-out cells."""
     keys = [key for prefix in prefixes for key in history if key.startswith(prefix)]
-    return sorted(keys, key=lambda key: (keys.index(_first_of(keys, key)), "_valid" in key))
-
-
-def _first_of(keys: Sequence[str], key: str) -> str:
-    return next(other for other in keys if _term(other) == _term(key))
+    terms = list(map(_term, keys))
+    return sorted(keys, key=lambda key: (terms.index(_term(key)), "_valid" in key))
 
 
 def _draw_curves(axes: Axes, history: Mapping[str, pd.Series], panel: _Panel) -> None:

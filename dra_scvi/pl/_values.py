@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,19 +28,7 @@ MISSING = "NA"  # what scanpy calls it
 
 
 class Values(NamedTuple):
-    """What one name stands for.
-
-    Parameters
-    ----------
-    title
-        The name, as readers are shown it.
-    column
-        Values, one for each cell.
-    unit
-        What they are measured in.
-    colours
-        Those that are stored with the data, by category.
-    """
+    """What one name stands for: values of cells in a unit, and stored colours by category."""
 
     title: str
     column: pd.Series
@@ -47,22 +36,14 @@ class Values(NamedTuple):
     colours: Mapping[str, str] = {}
 
 
+@dataclass
 class Lookup:
     """Finds names among the columns of `obs`, then among the genes.
 
     Counts of a gene, which are whole numbers, become ln(1 + counts per 10,000); other values are
-    taken as they are.
+    taken as they are, from where :func:`scanpy.pl.embedding` would take them: in ``adata.raw``
+    where there is one, unless a layer is named or `use_raw` is `False`.
 
-    Parameters
-    ----------
-    adata
-        Where to look.
-    layer, use_raw, gene_symbols
-        Where values and names of genes are, as in :func:`scanpy.pl.embedding`: in ``adata.raw``
-        where there is one, unless a layer is named or `use_raw` is `False`.
-
-    Examples
-    --------
     >>> from anndata import AnnData
     >>> adata = AnnData(np.array([[1.0, 3.0]]), var=pd.DataFrame(index=["a", "b"]))
     >>> found = Lookup(adata)("b")
@@ -70,28 +51,13 @@ class Lookup:
     ([8.92], 'log-normalised')
     """
 
-    def __init__(
-        self,
-        adata: AnnData,
-        layer: str | None = None,
-        use_raw: bool | None = None,
-        gene_symbols: str | None = None,
-    ) -> None:
-        self.adata = adata
-        self.layer = layer
-        self.use_raw = use_raw
-        self.gene_symbols = gene_symbols
+    adata: AnnData
+    layer: str | None = None
+    use_raw: bool | None = None
+    gene_symbols: str | None = None
 
     def __call__(self, name: str) -> Values:
-        """Look a name up.
-
-        Raises
-        ------
-        KeyError
-            When there is no such column or gene, or no such layer or column of symbols.
-        ValueError
-            When a name stands for several genes, or `use_raw` does not fit.
-        """
+        """Look a name up."""
         obs = self.adata.obs
         if name not in obs:
             return self._expression(name)
@@ -162,11 +128,6 @@ def as_categories(column: pd.Series) -> pd.Series:
 
     Categories that are merely in the order of their letters, which is what pandas makes of names,
     are sorted by the numbers in them; any other order is somebody's choice, and stays.
-
-    Examples
-    --------
-    >>> as_categories(pd.Series(["10", "2", None, "1"])).cat.categories.tolist()
-    ['1', '2', '10']
     """
     column = column.astype("category").cat.remove_unused_categories()
     column = column.cat.rename_categories([str(name) for name in column.cat.categories])
@@ -179,8 +140,6 @@ def as_categories(column: pd.Series) -> pd.Series:
 def natural(name: str) -> list[str | int]:
     """Key to sort by, in which numbers count as such.
 
-    Examples
-    --------
     >>> sorted(["10", "T 2", "2", "t 10"], key=natural)
     ['2', '10', 'T 2', 't 10']
     """

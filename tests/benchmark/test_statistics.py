@@ -11,13 +11,11 @@ import pytest
 
 from dra_scvi import benchmark
 from dra_scvi.benchmark._models import BUILT_IN
+from dra_scvi.benchmark._pairs import TITLES, check_table, pairs
 from dra_scvi.benchmark._statistics import (
     N_RESAMPLES,
-    TITLES,
     _resampled_means,
-    check_table,
     interval,
-    pairs,
     strongest_baseline,
 )
 

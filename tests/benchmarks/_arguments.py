@@ -1,4 +1,4 @@
-"""Arguments of the scripts here that go on with a table of runs on the labelled sets."""
+"""What scripts here share that go on with a table of runs on the labelled sets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+
+WITH_BATCHES = (
+    "pbmc_three_chemistries_1200x1767",
+    "sc_mixology_5batches",
+    "kang_ifnb_2800x14053",
+    "baron_pancreas_7162x1000",
+)
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 def parsed(parser: ArgumentParser) -> Namespace:

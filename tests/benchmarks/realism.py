@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from _arguments import parsed
+from _arguments import QUIET, WITH_BATCHES, parsed
 from scipy import sparse, stats
 from scvi.model import SCVI
 from sklearn.cluster import KMeans
@@ -36,8 +36,8 @@ from dra_scvi import DRA, metrics
 from dra_scvi._model.dra import DISPERSION_STEPS
 from dra_scvi._model.epochs import default_max_epochs
 from dra_scvi._model.generating import MOST_DRAWS
+from dra_scvi._module.cell_mixture import Population
 from dra_scvi._module.dispersion import fit_dispersions
-from dra_scvi._module.population import Population
 from dra_scvi.benchmark._cells import prepare
 from dra_scvi.metrics._realism import _log_scaled
 
@@ -63,13 +63,6 @@ UNTOUCHED = (
     "pbmc_facs_3774x16791",
     "baron_pancreas_7162x1000",
 )
-WITH_BATCHES = {
-    "kang_ifnb_2800x14053",
-    "sc_mixology_5batches",
-    "baron_pancreas_7162x1000",
-    "pbmc_three_chemistries_1200x1767",
-}
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 PLANS: dict[str, dict[str, float]] = {
     "dra": {},
     "dra_0": {"latent_weight": 0.0, "data_weight": 0.0},

@@ -26,7 +26,7 @@ import pandas as pd
 import scanpy as sc
 import scvi
 import torch
-from _arguments import parsed
+from _arguments import QUIET, WITH_BATCHES, parsed
 from scvi.model import SCANVI, SCVI
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -41,13 +41,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 TABLE = Path(__file__).parent / "results" / "transfer.csv"
-SETS = (
-    "pbmc_three_chemistries_1200x1767",
-    "sc_mixology_5batches",
-    "kang_ifnb_2800x14053",
-    "baron_pancreas_7162x1000",
-)
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 N_LATENT, N_NEIGHBORS, N_COMPONENTS = 10, 15, 20
 THRESHOLD = 0.5
 LEAST_CELLS = 20
@@ -220,7 +213,7 @@ def summary(table: pd.DataFrame) -> str:
 def main() -> None:
     """Go on with the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--sets", nargs="+", default=list(WITH_BATCHES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--max-cells", type=int, default=4000, help="most cells of a set")
     parser.add_argument("--epochs", type=int, help="of every training, to try the script")

@@ -17,13 +17,12 @@ from scvi.dataloaders import DataSplitter as UpstreamDataSplitter
 
 from dra_scvi import DRA
 from dra_scvi._data import minibatches as _data_splitting
-from dra_scvi._data.minibatches import DataSplitter, Minibatches
+from dra_scvi._data.minibatches import DataSplitter, Minibatches, Share
 from dra_scvi._data.rows import (
     DenseRows,
     StoredRows,
     registered_rows,
 )
-from dra_scvi._data.shares import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable

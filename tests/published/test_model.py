@@ -12,9 +12,8 @@ from scvi import REGISTRY_KEYS
 from torch import nn
 
 from dra_scvi import InvalidCountsError, PublishedDRA, TrainingDivergedError, presets
-from dra_scvi._published.cells import _Windows, published_split
 from dra_scvi._published.networks import _Affine
-from dra_scvi._published.plan import PublishedPlan
+from dra_scvi._published.plan import PublishedPlan, _Windows, published_split
 from tests.helpers import QUIET
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from dra_scvi._training.checkpoint import (
     with_plain_checkpoints,
     write_checkpoint,
 )
-from tests.training.test_checkpoint_content import CONTENT
+from tests.training.test_checkpoint_check import CONTENT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from dra_scvi import DRA
-from dra_scvi._data.dataset import CountsDataset
+from dra_scvi._data.registration import CountsDataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable

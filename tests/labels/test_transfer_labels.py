@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from dra_scvi import DRA, metrics, tl
 from dra_scvi._labels.neighbors import closeness
-from dra_scvi._training.seeding import seeded
+from dra_scvi._training.runner import seeded
 from tests.helpers import QUIET, cells, fit
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dra_scvi._training.comparable import as_plain, not_comparable
+from dra_scvi._training.plain_settings import as_plain, not_comparable
 
 RATE = 0.1
 

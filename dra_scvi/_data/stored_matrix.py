@@ -14,7 +14,6 @@ from dra_scvi._exceptions import InvalidCountsError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["is_stored", "read_rows"]
 
 # reading a gap of so many rows takes less time than going to the row after it
 LONGEST_GAP = 64
@@ -27,11 +26,6 @@ def is_stored(matrix: Any) -> bool:
 
     It is so for CSR and dense matrices in ``.h5ad`` files and zarr stores, for arrays of dask, and
     for a layer of an AnnCollection.
-
-    Examples
-    --------
-    >>> is_stored(np.ones((2, 2))), is_stored(sparse.csr_matrix((2, 2)))
-    (False, False)
     """
     library = type(matrix).__module__.partition(".")[0]
     return (
@@ -42,19 +36,10 @@ def is_stored(matrix: Any) -> bool:
 
 
 def read_rows(matrix: Any, index: NDArray[np.int64]) -> sparse.csr_matrix | NDArray[Any]:
-    """Read rows, in the order asked for.
+    """Read rows, some maybe twice, in the order asked for.
 
     Those that lie near each other are read in one go, along with what lies between them.
 
-    Parameters
-    ----------
-    matrix
-        A stored matrix (:func:`is_stored`), or any other that can be sliced.
-    index
-        Rows, shape ``(n_rows,)``; some may be the same.
-
-    Examples
-    --------
     >>> read_rows(np.arange(10)[:, None], np.array([7, 2, 2])).ravel()
     array([7, 2, 2])
     """

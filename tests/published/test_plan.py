@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dra_scvi._published.losses import released_distance, released_generator_loss
+from dra_scvi._published.plan import released_distance, released_generator_loss
 
 if TYPE_CHECKING:
     from torch import Tensor

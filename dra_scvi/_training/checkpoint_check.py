@@ -13,24 +13,10 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-__all__ = ["check_content", "check_form", "check_optimizers", "set_random_state"]
-
 
 def check_content(content: Any) -> None:
     """Check the parts of a checkpoint: their kinds, and that they can be of a training.
 
-    Parameters
-    ----------
-    content
-        What a file holds.
-
-    Raises
-    ------
-    ValueError
-        For the first part that is missing, or not what it has to be; the message names it.
-
-    Examples
-    --------
     >>> check_content({"epoch": -5})
     Traceback (most recent call last):
     ...
@@ -50,27 +36,8 @@ def check_content(content: Any) -> None:
 def check_form(found: Mapping[str, Any], own: Mapping[str, Any], name: str) -> None:
     """Check that tables have the names, tensors the shapes, and numbers the kinds of a training.
 
-    Parameters
-    ----------
-    found
-        Part of a checkpoint.
-    own
-        The same part of the training that goes on from it. States of its own, which may come and
-        go, are not looked at.
-    name
-        What the part is, for the message.
-
-    Raises
-    ------
-    ValueError
-        For the first difference.
-
-    Examples
-    --------
-    >>> check_form({"w": torch.ones(2)}, {"w": torch.ones(3)}, "state_dict")
-    Traceback (most recent call last):
-    ...
-    ValueError: its state_dict: w is no torch.float32 of the shape (3,)
+    `own` is the same part of the training that goes on, whose states, which may come and go, are
+    not looked at; `name` is what the part is called in messages.
     """
     missing = [key for key in own if key not in found]
     _demand(not missing, f"{name}: {', '.join(map(str, missing[:1]))}", "missing")
@@ -89,21 +56,9 @@ def check_form(found: Mapping[str, Any], own: Mapping[str, Any], name: str) -> N
 
 
 def check_optimizers(number: int, optimizers: Sequence[Optimizer]) -> None:
-    """Check that each optimizer found a state, whose means are as large as what they are of.
+    """Check that optimizers found a state each, of means that are as large as what they are of.
 
     PyTorch takes them as they come, and its compiled steps do not look.
-
-    Parameters
-    ----------
-    number
-        Optimizers that the checkpoint has a state of.
-    optimizers
-        Those of the training, which took them over.
-
-    Raises
-    ------
-    ValueError
-        Where there are fewer or more, or a mean has another shape.
     """
     _demand(number == len(optimizers), "number of optimizers", f"{number}, not {len(optimizers)}")
     for optimizer in optimizers:

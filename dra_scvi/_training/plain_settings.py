@@ -12,7 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["as_plain", "not_comparable"]
 
 UNKNOWN = "of which no more can be compared"
 
@@ -24,29 +23,14 @@ def as_plain(value: Any) -> Any:
     they read; partial functions what they call, and with which arguments. Of other objects the
     type is kept, which :func:`not_comparable` finds.
 
-    Parameters
-    ----------
-    value
-        A setting.
-
-    Examples
-    --------
     >>> as_plain(functools.partial(dict, lr=np.float64(0.1)))
     {'partial': 'builtins.dict', 'args': [], 'keywords': {'lr': 0.1}}
-    >>> as_plain(lambda x: x + 1) == as_plain(lambda x: x + 2)
-    False
     """
     return _plain(value, ())
 
 
 def not_comparable(value: Any) -> Iterator[str]:
-    """Yield the types of what :func:`as_plain` could tell no more of.
-
-    Examples
-    --------
-    >>> list(not_comparable(as_plain([1, functools.partial(print, object())])))
-    ['builtins.object']
-    """
+    """Yield the types of what :func:`as_plain` could tell no more of."""
     if isinstance(value, dict):
         if UNKNOWN in value:
             yield value[UNKNOWN]

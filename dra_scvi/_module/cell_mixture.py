@@ -115,20 +115,10 @@ class Population(nn.Module):
         return self.shares.sum(0).cpu()
 
     def fit(self, codes: Tensor, log_depths: Tensor, batches: Tensor, all_batches: Tensor) -> None:
-        """Learn from cells; those whose code or depth is not finite are passed over.
+        """Learn from draws of the posterior of cells; those not finite are passed over.
 
-        Less than two draws teach nothing.
-
-        Parameters
-        ----------
-        codes
-            Draws from the posterior, several of a cell if need be, ``(n_draws, n_latent)``.
-        log_depths
-            Logarithm of the depth of each, ``(n_draws,)``.
-        batches
-            Batch of each, ``(n_draws,)``.
-        all_batches
-            Batch of every cell, ``(n_cells,)``, which tells how large batches are.
+        There are codes, log depths and batches of draws, maybe several of a cell, and batches of
+        every cell, which tell how large batches are. Less than two draws teach nothing.
         """
         finite = torch.isfinite(codes).all(1) & torch.isfinite(log_depths)
         z, depth = codes[finite].double().numpy(), log_depths[finite].double().numpy()
@@ -164,13 +154,7 @@ class Population(nn.Module):
 
     @torch.no_grad()
     def sample(self, batches: Tensor) -> Drawn:
-        """Draw a cell of each batch that is named, all of which this was fitted to.
-
-        Parameters
-        ----------
-        batches
-            Batch of each cell, ``(n_cells,)``.
-        """
+        """Draw a cell of each batch that is named, all of which this was fitted to."""
         self.fit_to_kept()
         shares, batches = self.shares.cpu().double(), batches.cpu()
         components = torch.empty_like(batches)

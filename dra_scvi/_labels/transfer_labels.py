@@ -18,14 +18,13 @@ from dra_scvi._labels.types import Types, known_types
 from dra_scvi._model.arguments import check_shares
 from dra_scvi._model.dra import DRA
 from dra_scvi._outputs.h5ad_content import check_key
-from dra_scvi._training.seeding import seeded
+from dra_scvi._training.runner import seeded
 from dra_scvi.metrics._calibration import calibration
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["transfer_labels"]
 
 LEAST_RECOGNISED = 0.5
 SHOWN = 5

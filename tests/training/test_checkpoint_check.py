@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dra_scvi._training.checkpoint_content import (
+from dra_scvi._training.checkpoint_check import (
     PARTS,
     check_content,
     check_form,

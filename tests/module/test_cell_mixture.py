@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dra_scvi._module.population import N_COMPONENTS, Population
+from dra_scvi._module.cell_mixture import N_COMPONENTS, Population
 
 if TYPE_CHECKING:
     from collections.abc import Callable
