@@ -310,6 +310,7 @@ def test_purity_of_cells_in_one_place_leaves_each_out_itself() -> None:
 def test_purity_of_few_cells_takes_all_others() -> None:
     embedding, labels = blobs(n_per_type=3)
     assert metrics.purity(embedding, labels) == pytest.approx(2 / 8)
+    assert metrics.purity([[0.0], [1.0]], ["A", "A"]) == 1
 
 
 def test_purity_is_of_the_share_of_types_where_nothing_is_known() -> None:

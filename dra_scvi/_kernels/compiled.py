@@ -139,7 +139,7 @@ def _cells(
     d_theta: Any,
     d_zi: Any,
 ) -> None:
-    genes = np.empty(x.shape[1] + 1, dtype=np.int64)
+    genes = np.empty(x.shape[1], dtype=np.int64)
     for b in range(x.shape[0]):
         row = b if zero_inflated else 0
         total = _entries(

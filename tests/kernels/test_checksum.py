@@ -5,7 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dra_scvi._kernels.checksum import checksum
+from dra_scvi._kernels.checksum import _pieces, checksum
+
+
+def in_whole_numbers(content: bytes) -> int:
+    """Sum up the same in whole numbers of Python, each cut to 64 bits."""
+    total = len(content)
+    padded = content + bytes(8 - len(content) % 8)
+    for place, word in enumerate(np.frombuffer(padded, np.uint64).tolist()):
+        x = (word + place * 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ x >> 32) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 29) * 0x94D049BB133111EB % 2**64
+        total += x ^ x >> 32
+    return total % 2**64
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 8, 13, 5000])
+def test_the_sum_is_that_of_whole_numbers(n_bytes: int) -> None:
+    array = np.random.default_rng(1).integers(0, 256, n_bytes).astype(np.uint8)
+    assert checksum(array) == in_whole_numbers(array.tobytes())
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 7, 8, 9, 64, 1001])
@@ -67,11 +85,18 @@ def test_every_layout(order: str) -> None:
 
 def test_what_is_copied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     strided = np.arange(9000.0).reshape(300, 30)[:, ::3]
-    before = checksum(strided)
     monkeypatch.setattr("dra_scvi._kernels.checksum._COPIED_BYTES", 500)
+    assert [piece.nbytes for piece in _pieces(strided)] == [480] * 50  # six rows each
     in_parts = checksum(strided)
     strided[150] *= 2
     assert checksum(strided) != in_parts
     strided[150] /= 2
     assert checksum(strided) == in_parts
-    assert isinstance(before, int)
+    monkeypatch.setattr("dra_scvi._kernels.checksum._COPIED_BYTES", 50)
+    assert [piece.nbytes for piece in _pieces(strided)] == [80] * 300  # one at least
+
+
+def test_what_lies_in_one_piece_is_not_copied() -> None:
+    array = np.arange(12.0).reshape(3, 4)
+    for whole in (array, array.T):
+        assert all(np.shares_memory(piece, array) for piece in _pieces(whole))

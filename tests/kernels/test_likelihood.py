@@ -17,7 +17,7 @@ from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from torch import Tensor
 
 from dra_scvi._kernels import likelihood as _likelihood
-from dra_scvi._kernels.likelihood import count_log_prob, log_counts
+from dra_scvi._kernels.likelihood import count_log_prob, log_counts, log_expression
 
 
 class Problem(NamedTuple):
@@ -345,3 +345,58 @@ def test_log_counts_is_log1p(scale: Tensor | None) -> None:
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
     assert log_counts(torch.full((2, 1), torch.nan)).isnan().all()
+
+
+def expression(mu: Tensor, zi_logits: Tensor | None, scale: Tensor) -> Tensor:
+    not_inflated = 1.0 if zi_logits is None else torch.sigmoid(-zi_logits)
+    return torch.log1p(scale * not_inflated * mu)
+
+
+@families
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_log_expression_and_its_gradients_are_those_of_torch(
+    inflated: bool, dtype: torch.dtype
+) -> None:
+    ours = with_gradients(example(inflated=inflated, dtype=dtype))
+    exact = with_gradients(Problem(*(None if t is None else t.detach().double() for t in ours)))
+    scale = torch.linspace(0.2, 30.0, 30)[:, None].to(dtype)
+    found = log_expression(ours.mu, ours.zi_logits, scale)
+    expected = expression(exact.mu, exact.zi_logits, scale.double())
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=2e-6)
+
+    weight = torch.linspace(-1.0, 2.0, 240).reshape(30, 8)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 2e-6
+    for one, other in ((ours.mu, exact.mu), (ours.zi_logits, exact.zi_logits)):
+        if one is not None:
+            torch.testing.assert_close(
+                one.grad.double(), other.grad, rtol=tolerance, atol=tolerance
+            )
+
+
+def test_precisions_that_differ_are_computed_in_torch() -> None:
+    x, mu, theta, zi_logits, _ = example()
+    exact = count_log_prob(x, mu, theta, zi_logits)
+    found = count_log_prob(x, mu.float(), theta, zi_logits.float())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    scale = torch.ones(30, 1)
+    found = log_expression(mu.float(), zi_logits, scale)
+    exact = expression(mu, zi_logits, scale)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@shapes
+@families
+def test_nothing_is_read_from_other_devices(gene_wise: bool, inflated: bool) -> None:
+    """Tensors of the device "meta" have no values, and whoever looks at one is refused."""
+    single = example(gene_wise, inflated, torch.float32)
+    problem = with_gradients(Problem(*(None if t is None else t.to("meta") for t in single)))
+    log_prob = count_log_prob(*problem[:4])
+    assert (log_prob.device.type, log_prob.shape) == ("meta", (30,))
+    scale = torch.ones(30, 1, device="meta")
+    for found in (log_counts(problem.x, scale), log_expression(problem.mu, problem[3], scale)):
+        assert (found.device.type, found.shape) == ("meta", (30, 8))
+    for gradient, parameter in zip(gradients(problem, log_prob), problem.parameters, strict=True):
+        assert (gradient.device.type, gradient.shape) == ("meta", parameter.shape)

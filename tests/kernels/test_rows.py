@@ -43,6 +43,19 @@ def test_products_are_those_of_the_dense_matrix(log1p: bool, n_genes: int, n_hid
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("n_genes", [1, 2, 3, 4, 5, 9])
+def test_loops_stay_inside_of_their_arrays(n_genes: int) -> None:
+    """As they are before compilation, where NumPy refuses what lies outside."""
+    matrix = sparse.csr_matrix(DENSE[:, -n_genes:])
+    arrays = matrix.indptr, matrix.indices, matrix.data, ROWS
+    weight = GENERATOR.normal(size=(n_genes, 2)).astype(np.float32)
+    product, gathered = np.zeros((5, 2), np.float32), np.zeros((5, n_genes), np.float32)
+    assert rows._project.py_func(*arrays, False, weight, product) == -1
+    assert rows._gather.py_func(*arrays, gathered) == -1
+    np.testing.assert_allclose(product, matrix[ROWS] @ weight, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(gathered, matrix[ROWS].toarray())
+
+
 def test_products_in_threads_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "_MIN_ENTRIES_PER_THREAD", 1)
     dense = GENERATOR.poisson(0.9, (40, 9)).astype(np.float32) + 1

@@ -83,6 +83,37 @@ def test_batches_that_were_not_mixed_keep_their_places() -> None:
         np.testing.assert_allclose(z.std(0), codes[batches == batch].std(0), rtol=0.25)
 
 
+def test_depths_of_batches_far_apart_are_an_offset(fitted: Population) -> None:
+    codes, depths, batches = two_types()
+    population = Population(3, 2)
+    population.fit(codes, depths - 30.0 * batches, batches, batches)
+    between = population.offsets.diff(dim=1)[:, 0].numpy()
+    np.testing.assert_allclose(between, [0, 0, 0, -31], atol=0.1)
+    torch.testing.assert_close(population.loc, fitted.loc, rtol=0, atol=0.1)
+
+
+def test_batches_that_share_one_gaussian_differ_by_their_means() -> None:
+    codes, batches = torch.randn(100, 2), torch.arange(100) % 2
+    codes += torch.tensor([3.0, -1.0]) * batches[:, None]
+    depths = torch.randn(100) - 5.0 * batches
+    population = Population(2, 2)
+    population.fit(codes, depths, batches, batches)
+    features = torch.cat([codes, depths[:, None]], 1)
+    between = features[1::2].mean(0) - features[::2].mean(0)
+    torch.testing.assert_close(population.offsets.diff(dim=1)[:, 0], between)
+
+
+def test_many_types_have_gaussians_of_their_own() -> None:
+    """Whatever the number of dimensions; and in as many places of a state as all versions have."""
+    places, batches = 20.0 * torch.arange(6).repeat(200), torch.zeros(1200, dtype=torch.long)
+    population = Population(1, 1)
+    population.fit(places[:, None] + torch.randn(1200, 1), places, batches, batches)
+    drawn = population.sample(batches).codes[:, 0]
+    off = (drawn - 20 * (drawn / 20).round()).abs()
+    assert (off < 5).float().mean() > 0.75
+    assert population.state_dict()["shares"].shape == (40, 1)
+
+
 def test_components_are_those_that_cells_came_from(fitted: Population) -> None:
     torch.manual_seed(2)
     drawn = fitted.sample(torch.zeros(3_000, dtype=torch.long))
