@@ -14,10 +14,13 @@ __all__ = [
     "check_adata",
     "check_distinguishable",
     "check_number",
+    "check_seed",
     "check_table",
     "matrix",
     "one_per_cell",
 ]
+
+SEED_LIMIT = 2**32 - 1  # NumPy's, and Lightning's
 
 
 def matrix(values: Any, argument: str) -> np.ndarray:
@@ -179,6 +182,35 @@ def check_number(value: Any, argument: str, least: float, whole: bool = True) ->
         raise ValueError(f"{argument} must be at least {least:g}, not {value}")
     if not whole and not (least < value < float("inf")):
         raise ValueError(f"{argument} must be above {least:g} and finite, not {value}")
+
+
+def check_seed(seed: Any, argument: str = "seed") -> None:
+    """Check that an argument can seed every generator.
+
+    Parameters
+    ----------
+    seed
+        What a caller passes.
+    argument
+        Its name, for the message.
+
+    Raises
+    ------
+    TypeError
+        When it is no whole number.
+    ValueError
+        When it is negative, or too large.
+
+    Examples
+    --------
+    >>> check_seed(2**32)
+    Traceback (most recent call last):
+    ...
+    ValueError: seed must be at most 4294967295, not 4294967296
+    """
+    check_number(seed, argument, least=0)
+    if seed > SEED_LIMIT:
+        raise ValueError(f"{argument} must be at most {SEED_LIMIT}, not {seed}")
 
 
 def check_adata(adata: Any, parts: Sequence[str] = ("obs", "var_names")) -> None:
