@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+SEED_LIMIT = 2**32 - 1  # NumPy's, and Lightning's
 
 def matrix(values: Any, argument: str) -> np.ndarray:
     """Return coordinates as an array of numbers, and refuse all but a dense matrix of them.
@@ -105,6 +106,19 @@ def check_number(value: Any, argument: str, least: float, whole: bool = True) ->
         raise ValueError(f"{argument} must be at least {least:g}, not {value}")
     if not whole and not (least < value < float("inf")):
         raise ValueError(f"{argument} must be above {least:g} and finite, not {value}")
+
+
+def check_seed(seed: Any, argument: str = "seed") -> None:
+    """Check that an argument can seed every generator.
+
+    >>> check_seed(2**32)
+    Traceback (most recent call last):
+    ...
+    ValueError: seed must be at most 4294967295, not 4294967296
+    """
+    check_number(seed, argument, least=0)
+    if seed > SEED_LIMIT:
+        raise ValueError(f"{argument} must be at most {SEED_LIMIT}, not {seed}")
 
 
 def check_adata(adata: Any, parts: Sequence[str] = ("obs", "var_names")) -> None:

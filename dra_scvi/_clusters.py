@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dra_scvi._argument_kinds import check_adata, check_number
+from dra_scvi._argument_kinds import check_adata, check_number, check_seed
 from dra_scvi._outputs.h5ad_content import check_key
 from dra_scvi._threads import own_threads
 from dra_scvi.metrics._clustering import cluster_graph, neighbor_graph
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 RESOLUTIONS = (0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 MOST_CELLS = 4_000
 DRAWS = 5
-LEAST_CELLS = 3
+LEAST_CELLS = 10  # of fewer, draws are so alike that whatever is found in one is in the others
+LEAST_SPECTRAL = 4
 SHARE = 0.8  # of the cells in a draw
 STABLE = 0.9  # mean adjusted Rand index
 ABSENT = -1  # cluster of a cell that a draw leaves out
@@ -62,9 +63,10 @@ def suggest_resolution(
 
     Five times 80 % of the cells are drawn, and clustered at every resolution on a graph of their
     own, with a seed of their own. Two draws agree by the adjusted Rand index over the cells that
-    they share: 1 where they find the same clusters, 0 by chance. A resolution is stable where the
-    mean over all pairs is at least 0.9. Of the stable ones with two clusters or more, those with
-    the most clusters are kept, and the middle one of them is the choice.
+    they share: 1 where they find the same clusters, 0 by chance, and 0 where each cell is one. A
+    resolution is stable where the mean over all pairs is at least 0.9. Of the stable ones with two
+    clusters or more, those with the most clusters are kept, and the middle one of them is the
+    choice.
 
     Clusters that are stable are not always cell types: rare types may be missed, and batches that
     were not integrated are stable as well. Look at the markers.
@@ -94,7 +96,7 @@ def suggest_resolution(
     KeyError
         When there is no such embedding.
     TypeError, ValueError
-        When an argument is not what it may be.
+        When an argument is not what it may be, or there are fewer than ten cells.
 
     References
     ----------
@@ -116,12 +118,17 @@ def suggest_resolution(
     (True, [3, 3])
     """
     check_adata(adata, ("obsm",))
-    check_number(seed, "seed", least=0)
-    check_number(max_cells, "max_cells", least=10)
+    check_seed(seed)
+    check_number(max_cells, "max_cells", least=LEAST_CELLS)
     tried = sorted({_checked(resolution) for resolution in resolutions})
     if not tried:
         raise ValueError("resolutions must hold at least one number.")
     points = points_of(adata, use_rep)
+    if len(points) < LEAST_CELLS:
+        raise ValueError(
+            f"adata has {len(points)} cells, in which clusters are not told from chance; at least "
+            f"{LEAST_CELLS} are needed. tl.cluster takes a resolution of your own."
+        )
     rng = np.random.default_rng(seed)
     if len(points) > max_cells:
         points = points[np.sort(rng.choice(len(points), max_cells, replace=False))]
@@ -187,7 +194,7 @@ def cluster(
     [50, 50, 50]
     """
     check_adata(adata, ("obs", "obsm", "uns"))
-    check_number(seed, "seed", least=0)
+    check_seed(seed)
     check_key(key_added, "key_added")
     graph = neighbor_graph(points_of(adata, use_rep), seed)
     suggestion = None
@@ -215,7 +222,7 @@ def cluster(
 
 def _begin_at(graph: AnnData) -> str:
     """Begin where scanpy does, unless the graph is too small to have enough eigenvectors."""
-    return "spectral" if graph.n_obs > LEAST_CELLS else "random"
+    return "spectral" if graph.n_obs >= LEAST_SPECTRAL else "random"
 
 
 def _checked(resolution: Any) -> float:
@@ -228,8 +235,7 @@ def _draw(
 ) -> dict[float, NDArray[np.int64]]:
     """Cluster a draw of the cells at every resolution, each ``(n_cells,)``."""
     n_cells, seed = len(points), int(rng.integers(2**31))
-    n_drawn = max(int(SHARE * n_cells), min(LEAST_CELLS, n_cells))
-    rows = np.sort(rng.choice(n_cells, n_drawn, replace=False))
+    rows = np.sort(rng.choice(n_cells, int(SHARE * n_cells), replace=False))
     graph = neighbor_graph(points[rows], seed)
     found = {}
     for resolution in resolutions:
@@ -253,6 +259,8 @@ def _agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
     from sklearn.metrics import adjusted_rand_score
 
     shared = (one != ABSENT) & (other != ABSENT)
+    if n_distinct(one[shared]) == n_distinct(other[shared]) == shared.sum():
+        return 0.0  # cells apart agree with cells apart, whatever the cells
     return float(adjusted_rand_score(one[shared], other[shared]))
 
 

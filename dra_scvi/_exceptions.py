@@ -87,7 +87,7 @@ class TrainingDivergedError(RuntimeError):
         self.term, self.epoch, self.step = term, epoch, step
         super().__init__(
             f"Training diverged: {term} is not finite in epoch {epoch}, step {step}. "
-            "Lower the learning rate (`plan_kwargs={'lr': ...}`, `--learning-rate`), or look for "
+            "Lower the learning rate (`plan_kwargs={'lr': ...}`), or look for "
             "cells with extreme counts."
         )
 
@@ -112,7 +112,7 @@ class TrainingInterruptedError(RuntimeError):
 
     def __init__(self, signum: int, epochs: int, path: Path, problem: str | None = None) -> None:
         self.signum, self.epochs, self.path, self.problem = signum, epochs, path, problem
-        again = "The same call with `resume=True` (`--resume` on the command line)"
+        again = "The same call with `resume=True`"
         if problem is None:
             end = f"{path} holds its state. {again} goes on from there."
         elif path.is_file():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dra_scvi import presets
+from dra_scvi._argument_kinds import check_seed
 from dra_scvi._clusters import Suggestion, cluster, suggest_resolution
 from dra_scvi._data.registration import forget_with
 from dra_scvi._data.variable_genes import variable_genes
@@ -223,10 +224,7 @@ def _check_names(adata: AnnData, key_added: Any, seed: Any) -> None:
             f"key_added={key_added!r} cannot be stored in a file: choose a name without '/', "
             "such as 'X_dra'."
         )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise TypeError(f"seed={seed!r} must be a whole number.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} must lie between 0 and {2**32 - 1}.")
+    check_seed(seed)
     if getattr(adata, "is_view", False):
         raise ValueError("adata is a view of another AnnData: pass a copy, `adata.copy()`.")
 

@@ -140,8 +140,6 @@ def test_arguments(arguments: dict[str, object], error: type[Exception], words: 
 @pytest.mark.parametrize("n_cells", [3, 4])
 def test_few_cells_are_clustered_and_have_a_umap(n_cells: int) -> None:
     adata = AnnData(obsm={"X_dra": np.random.default_rng(0).normal(size=(n_cells, 3))})
-    found = tl.suggest_resolution(adata, resolutions=[0.5])
-    assert found.table["n_clusters"].tolist() == [1]
     tl.cluster(adata, resolution=0.5)
     assert len(adata.obs["leiden"]) == n_cells
     assert np.isfinite(adata.obsm["X_umap"]).all()

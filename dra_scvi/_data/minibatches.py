@@ -166,6 +166,11 @@ class DataSplitter(UpstreamDataSplitter):
     def setup(self, stage: str | None = None) -> None:
         """Split the cells, in several processes as the first one does."""
         super().setup(stage)
+        if len(self.train_idx) == 1:
+            raise ValueError(
+                f"1 of {self.adata_manager.adata.n_obs} cells would be trained on, and no "
+                "distribution is learned from one: give a larger train_size, or more cells."
+            )
         if self._share.world_size > 1:
             split = self.train_idx, self.val_idx, self.test_idx
             self.train_idx, self.val_idx, self.test_idx = self.trainer.strategy.broadcast(split)

@@ -50,7 +50,7 @@ def query_for(adata: AnnData, genes: Sequence[str], setup: Mapping[str, Any]) ->
         if is_stored(adata.X if layer is None else adata.layers[layer]):
             raise GeneMismatchError(
                 "counts that stay in their file must have the genes of the model alone, in its "
-                "order; read them into memory (--in-memory), or write them so."
+                "order; read them into memory (adata.to_memory()), or write them so."
             )
         adata = adata[:, genes].copy()
     return bare(adata, layer, list(adata.obs.columns))

@@ -177,6 +177,8 @@ def write_copy(
                     write_elem(file, name, {})
                 for key, value in getattr(adata, name).items():
                     write_elem(file[name], key, value)
+                    if name == "uns" and f"{key}_colors" in file[name]:
+                        del file[name][f"{key}_colors"]  # of clusters or types there were before
             if with_obs:
                 _give_own_group(file, "obs")
                 del file["obs"]

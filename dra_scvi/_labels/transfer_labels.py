@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dra_scvi._argument_kinds import check_adata, check_number
+from dra_scvi._argument_kinds import check_adata, check_number, check_seed
 from dra_scvi._data.keys import counted
 from dra_scvi._labels.calibration import temper
 from dra_scvi._labels.classifier import Classifier, Prediction
@@ -188,6 +188,7 @@ def transfer_labels(
     query.obsm[embedding_key] = codes
     _write(query, key, found, called, [*types.names, unknown])
     query.uns[key] = {**settings, **_report(classifier, types)}
+    query.uns.pop(f"{key}_colors", None)  # of types that were there before
     _remark(query.uns[key]["types"], found, far_quantile is not None)
 
 
@@ -196,7 +197,7 @@ def _check(
 ) -> None:
     """Check all that can be checked before any work."""
     check_number(numbers["n_neighbors"], "n_neighbors", least=1)
-    check_number(numbers["seed"], "seed", least=0)
+    check_seed(numbers["seed"])
     if numbers["max_epochs"] is not None:
         check_number(numbers["max_epochs"], "max_epochs", least=0)
     check_shares({name: value for name, value in numbers.items() if value is not None})

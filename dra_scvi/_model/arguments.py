@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from dra_scvi._argument_kinds import check_number
 from dra_scvi._data.unchanged import comparing_once
 from dra_scvi._threads import own_threads
 
@@ -34,6 +35,10 @@ SHARES = {
     "threshold": (True, True),
     "far_quantile": (False, True),
 }
+# Lightning's words, old ones too; in the others the networks would meet counts of another kind
+PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
+OLD_PRECISIONS = ("16", "32", "64", "bf16")
+RATES = ("lr", "discriminator_lr")
 CELLS = ("indices", "idx1", "idx2")
 
 
@@ -70,6 +75,13 @@ def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> N
     if epochs is not None and not in_steps:
         _check_whole("max_epochs", epochs, 1)
     check_batch_size(arguments.get("batch_size"), least_batch_size)
+    precision = arguments.get("precision")
+    if precision is not None and str(precision) not in PRECISIONS + OLD_PRECISIONS:
+        *most, last = map(repr, PRECISIONS)
+        raise ValueError(f"precision={precision!r}: {', '.join(most)} or {last} is needed.")
+    for name in RATES:
+        if name in (plan := arguments.get("plan_kwargs") or {}):
+            check_number(plan[name], name, least=0, whole=False)
     given = {k: v for k, v in arguments.items() if v is not None}
     check_shares(given)
     if (total := given.get("train_size", 0) + given.get("validation_size", 0)) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ from dra_scvi._training.processes import n_processes, trainer_settings
 from dra_scvi._training.runner import TURNS, QuietRunner, interruptible
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
 
 
@@ -75,6 +78,8 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
         given = signature(super().train).bind_partial(max_epochs, *args, **kwargs)
         least = 2 if any(isinstance(m, BatchNorm1d) for m in self.module.modules()) else 1
         check_training(given.arguments | given.arguments.get("trainer_kwargs", {}), least)
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            raise ValueError("Every parameter of the module is frozen: none is left to train.")
         n_obs = getattr(kwargs.get("datamodule") or self.adata, "n_obs", None)
         if max_epochs is None and n_obs is not None:
             batch_size = (kwargs.get("batch_size") or 128) * n_processes(kwargs)
@@ -111,12 +116,24 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
         Of several processes that trained together, the first one writes.
         """
         trainer = getattr(self, "trainer", None)
-        if trainer is not None and trainer.state.status == "running":  # SaveCheckpoint's work
-            self._calibrate()
-        if self.adata is not None:
-            self._validate_anndata()
-        if trainer is None or trainer.is_global_zero:
-            super().save(*args, **kwargs)
+        is_training = trainer is not None and trainer.state.status == "running"
+        with self._as_if_finished() if is_training else contextlib.nullcontext():
+            if self.adata is not None:
+                self._validate_anndata()
+            if trainer is None or trainer.is_global_zero:
+                super().save(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _as_if_finished(self) -> Iterator[None]:
+        """Finish training for the time of a block, and go on from before: for SaveCheckpoint."""
+        before = [(p, p.detach().clone()) for p in self.module.parameters()]
+        self._finish_training()
+        self._calibrate()
+        try:
+            yield
+        finally:
+            for parameter, value in before:
+                parameter.data.copy_(value)
 
     @classmethod
     @setup_anndata_dsp.dedent

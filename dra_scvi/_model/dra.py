@@ -163,7 +163,8 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
         """Fit dispersions to training cells, in no more steps than training had."""
         if self.adata is None or not has_dispersions_to_fit(self.module):
             return
-        cells = np.asarray(self.train_indices)
+        # while training goes on, the model has not been told of them yet
+        cells = np.asarray(self.trainer.datamodule.train_idx)
         cells = cells[evenly_spaced(len(cells), DISPERSION_CELLS).numpy()]
         n_steps = min(DISPERSION_STEPS, self.trainer.global_step)
         with torch.random.fork_rng():

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
-from dra_scvi._argument_kinds import check_number
+from dra_scvi._argument_kinds import check_number, check_seed
 from dra_scvi._module.neighborhood import evenly_spaced
 from dra_scvi._threads import within_own_threads
 from dra_scvi._training.runner import TURNS
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dra_scvi._module.cell_mixture import Drawn
     from dra_scvi._module.dravae import DRAVAE
 
-SEED_LIMIT = 2**32 - 1
 # of these the population is learned, and of each batch at least so many, as far as there are
 POPULATION_CELLS = 10_000
 CELLS_OF_A_BATCH = 50
@@ -102,9 +101,7 @@ class GeneratingMixin:
         ((100, 50), 'csr', (100, 5))
         """
         check_number(n_cells, "n_cells", least=1)
-        check_number(seed, "seed", least=0)
-        if seed > SEED_LIMIT:
-            raise ValueError(f"seed must be at most {SEED_LIMIT}, not {seed}")
+        check_seed(seed)
         self._check_if_trained(warn=False)  # type: ignore[attr-defined]
         self._check_generates()
         wanted = self._wanted_batches(batch)

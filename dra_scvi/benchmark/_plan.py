@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dra_scvi._argument_kinds import check_number
+from dra_scvi._argument_kinds import check_number, check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,7 @@ class Plan:
             drawn = list(range(seeds))
         _check_numbers("n_latent", dims, least=1)
         _check_numbers("seeds", drawn, least=0)
+        check_seed(max(drawn), "seeds")
         if max_epochs is not None:
             _check_numbers("max_epochs", [max_epochs], least=1)
         if quick:

@@ -110,8 +110,8 @@ class Table:
         if self.path.exists() and not _is_table(self.path):
             if not overwrite or not self.path.is_file():
                 raise FileExistsError(
-                    f"{self.path} exists and is not a table of a comparison; pass --force "
-                    "(overwrite=True) to replace it, or choose another name"
+                    f"{self.path} exists and is not a table of a comparison; pass "
+                    "overwrite=True to replace it, or choose another name"
                 )
         else:
             self._reload()

@@ -13,7 +13,7 @@ from dra_scvi.cli._errors import in_options
 from dra_scvi.cli._paths import FileName, to_write
 from dra_scvi.cli._remarks import remark
 from dra_scvi.cli._result import Result
-from dra_scvi.cli._session import PATH, Common, command, warn
+from dra_scvi.cli._session import PATH, SEED_LIMIT, Common, command, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -109,6 +109,13 @@ class BenchmarkRequest:
                 "rename one of them."
             )
 
+    def check_seeds(self, first: int) -> None:
+        """Refuse seeds of which the last is too large."""
+        if first + (self.seeds or SEEDS) - 1 > SEED_LIMIT:
+            raise click.UsageError(
+                f"--seed {first}: the seeds counted from it go beyond {SEED_LIMIT}, the largest."
+            )
+
     @staticmethod
     def name(path: Path) -> str:
         """Name of a data set in the table."""
@@ -202,6 +209,7 @@ def benchmark(common: Common, **options: Any) -> Result:
 
     request = BenchmarkRequest(**options)
     request.check_usage()
+    request.check_seeds(common.seed)
     inputs = {f"INPUT {path}": path for path in request.input_paths}
     common.rehearse(inputs, *to_write("--output", request.output, "table"))
     Table(request.output, overwrite=common.force)

@@ -64,11 +64,9 @@ OUT_OF_MEMORY = (
 OTHER_NAMES = {"labels_key": "--label-key", "lr": "--learning-rate", "model_dir": "--model-dir"}
 # What is said otherwise on the command line.
 PHRASES = {
-    "The same call with `resume=True` (`--resume` on the command line)": (
-        "The same command with --resume"
-    ),
-    "(`plan_kwargs={'lr': ...}`, `--learning-rate`)": "(--learning-rate)",
-    "pass --force (overwrite=True)": "pass --force",
+    "The same call with `resume=True`": "The same command with --resume",
+    "(`plan_kwargs={'lr': ...}`)": "(--learning-rate)",
+    "(adata.to_memory())": "(--in-memory)",
     "`resume=True`": "--resume",
     "resume=True": "--resume",
     "overwrite=True": "--force",

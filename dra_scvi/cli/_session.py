@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KEY_ADDED",
     "PATH",
+    "SEED_LIMIT",
     "Common",
     "Interrupted",
     "command",
@@ -40,8 +41,8 @@ __all__ = [
     "warn",
 ]
 
-SEED_LIMIT = 2**32 - 1
 KEY_ADDED = "X_dra"
+SEED_LIMIT = 2**32 - 1
 
 PATH = PathName()
 PACKAGE = Path(__file__).parents[1]

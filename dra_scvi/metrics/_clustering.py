@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from dra_scvi._argument_kinds import check_number
+from dra_scvi._argument_kinds import check_number, check_seed
 from dra_scvi._threads import own_threads
 from dra_scvi.metrics._input import codes_of, n_distinct, points_of
 
@@ -226,7 +226,7 @@ def leiden_matched(
     4
     """
     check_number(n_clusters, "n_clusters", least=1)
-    check_number(seed, "seed", least=0)
+    check_seed(seed)
     return matched(neighbor_graph(points_of(embedding, use_rep), seed), n_clusters, seed)
 
 
@@ -298,7 +298,7 @@ def _silhouette(points: NDArray[np.floating], known: NDArray[np.int64], seed: in
 def _check_numbers(
     n_cells: int, n_clusters: int | None, resolution: float, seed: int, n_init: int
 ) -> None:
-    check_number(seed, "seed", least=0)
+    check_seed(seed)
     check_number(n_init, "n_init", least=1)
     check_number(resolution, "resolution", least=0, whole=False)
     if n_clusters is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from dra_scvi._argument_kinds import check_number
+from dra_scvi._argument_kinds import check_number, check_seed
 from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def realism(
     """
     check_number(n_components, "n_components", least=1)
     check_number(n_neighbors, "n_neighbors", least=1)
-    check_number(seed, "seed", least=0)
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     sides = _checked_sides(real, generated, reference)
     if reference is None:

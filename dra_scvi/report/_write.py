@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dra_scvi import metrics
-from dra_scvi._argument_kinds import check_adata, check_number
+from dra_scvi._argument_kinds import check_adata, check_seed
 from dra_scvi._data.keys import validate_keys
 from dra_scvi._model.base import BaseDRA
 from dra_scvi._outputs.files import check_output, write_text
@@ -152,7 +152,7 @@ def page(
     if not isinstance(model, BaseDRA):
         raise TypeError(f"model must be a trained DRA, not {type(model).__name__}")
     check_adata(adata, ("obs", "obsm", "uns", "var_names"))
-    check_number(seed, "seed", least=0)
+    check_seed(seed)
     setup = model.registry["setup_args"]
     layer, batch_key = setup["layer"], setup.get("batch_key")
     validate_keys(adata, layer, {"label_key": label_key, "batch_key": batch_key})

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from lightning.pytorch.callbacks import LambdaCallback
 from scipy import sparse
 
+from dra_scvi import benchmark, tl
 from dra_scvi.cli import program
 from tests.helpers import cells, fit
 
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 QUICK = ("--max-epochs", 1, "--accelerator", "cpu", "--n-hidden", 8, "--n-latent", 2)
+CPU: dict[str, Any] = {"accelerator": "cpu"}
 PYTHON = re.compile(
     r"adata|anndata\.|sc\.pp|scanpy|\w\(\)|\b[a-z]+_?[a-z]*=(?!=)|\.copy|\bNone\b(?! of)|\bTrue\b"
     r"|Error\b|n_latent|batch_size|_key\b|resume\b(?<!--resume)|[a-z]\.[a-z]+_[a-z]+"
@@ -195,3 +201,41 @@ def test_a_part_of_the_genes_is_not_called_other_names(run: Callable[..., Result
     assert done.exit_code == 65
     assert "only 4 match, and the data hold no other genes" in done.stderr
     assert "''" not in done.stderr
+
+
+def _diverge(adata: AnnData, path: Path) -> None:
+    tl.dra(adata, max_epochs=1, train_kwargs={"plan_kwargs": {"lr": 1e30}}, **CPU)
+
+
+def _interrupt(adata: AnnData, path: Path) -> None:
+    stop = LambdaCallback(on_train_epoch_end=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    tl.dra(adata, max_epochs=2, checkpoint=path / "c", train_kwargs={"callbacks": [stop]}, **CPU)
+
+
+def _compare(adata: AnnData, path: Path) -> None:
+    (path / "table.csv").write_text("no table\n")
+    benchmark.compare(adata, "cell_type", models="pca", output=path / "table.csv")
+
+
+def _transfer(adata: AnnData, path: Path) -> None:
+    adata[:, ::-1].copy().write_h5ad(path / "cells.h5ad")
+    query = anndata.read_h5ad(path / "cells.h5ad", backed="r")
+    tl.transfer_labels(fit(adata), query, "cell_type")
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        (_diverge, "Lower the learning rate"),
+        (_interrupt, "The same call with `resume=True` goes on"),
+        (_compare, "pass overwrite=True to replace it"),
+        (_transfer, r"read them into memory \(adata.to_memory\(\)\)"),
+    ],
+)
+def test_messages_of_python_name_no_option(
+    tmp_path: Path, work: Callable[[AnnData, Path], None], words: str
+) -> None:
+    """Who calls a function is told of arguments, and of no option of a command."""
+    with pytest.raises((ValueError, RuntimeError, FileExistsError), match=words) as caught:
+        work(cells(), tmp_path)
+    assert "--" not in str(caught.value)

@@ -976,11 +976,11 @@ def test_names_that_no_file_can_hold(name: str) -> None:
     [
         ({"key_added": None}, TypeError, "key_added=None must be a name"),
         ({"key_added": 3}, TypeError, "key_added=3 must be a name"),
-        ({"seed": "0"}, TypeError, "seed='0' must be a whole number"),
-        ({"seed": 1.5}, TypeError, "seed=1.5 must be a whole number"),
-        ({"seed": True}, TypeError, "seed=True must be a whole number"),
-        ({"seed": -1}, ValueError, "seed=-1 must lie between 0 and 4294967295"),
-        ({"seed": 2**32}, ValueError, "must lie between 0 and 4294967295"),
+        ({"seed": "0"}, TypeError, "seed must be a whole number, not '0'"),
+        ({"seed": 1.5}, TypeError, "seed must be a whole number, not 1.5"),
+        ({"seed": True}, TypeError, "seed must be a whole number, not True"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, not -1"),
+        ({"seed": 2**32}, ValueError, "seed must be at most 4294967295, not 4294967296"),
     ],
 )
 def test_arguments_of_another_kind(changes: dict[str, Any], error: type, message: str) -> None:

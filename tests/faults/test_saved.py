@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scvi import settings
+from scvi.train import SaveCheckpoint
 
 from dra_scvi import DRA, GeneMismatchError, PublishedDRA, UntrustedModelError
 from dra_scvi.cli import program
@@ -233,3 +235,17 @@ def test_old_model() -> None:
         loaded = cls.load(folder, accelerator="cpu")
         found = loaded.get_latent_representation()
         np.testing.assert_allclose(found, np.load(folder / "latent.npy"), rtol=1e-4, atol=1e-5)
+
+
+def test_save_checkpoint_keeps_a_finished_model(tmp_path: Path) -> None:
+    """What SaveCheckpoint keeps has fitted dispersions, and training goes on as without it."""
+    made = []
+    for callbacks in ([], [SaveCheckpoint(dirpath=tmp_path, monitor="elbo_validation")]):
+        settings.seed = 0
+        train = {"max_epochs": 4, "check_val_every_n_epoch": 2, "callbacks": callbacks}
+        made.append(fit(cells(), **train))
+    settings.seed = None
+    assert equal(weights(made[0]), weights(made[1]))
+    kept = {path.name[:7]: path for path in tmp_path.iterdir()}
+    loaded = DRA.load(kept["epoch=3"], adata=made[1].adata, accelerator="cpu")
+    assert torch.equal(loaded.module.px_r, made[1].module.px_r)

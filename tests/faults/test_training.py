@@ -1,16 +1,22 @@
-"""Training: the same from the same seed, and no weight moved or lost that should not be."""
+"""Training: the same from the same seed, no weight moved or lost, and nothing odd begun."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from dra_scvi import DRA, PublishedDRA, TrainingDivergedError
-from tests.helpers import QUIET, SMALL, STRICT, cells, embed, equal, fit, weights
+from dra_scvi import DRA, PublishedDRA, TrainingDivergedError, benchmark, demo, metrics, tl
+from tests.helpers import QUIET, SMALL, STRICT, cells, embed, equal, fit, invoke, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from anndata import AnnData
 
 pytestmark = STRICT
 
@@ -125,3 +131,87 @@ def test_clip() -> None:
         watch = Norms()
         fit(cells(), callbacks=[watch], **options)
         assert max(watch.norms) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "precision", ["bf16-true", "16-true", "transformer-engine", "double", 8, 64.5]
+)
+def test_precisions_that_the_networks_do_not_have(precision: Any) -> None:
+    """A precision that counts and networks cannot share is refused before any work."""
+    words = f"precision={precision!r}: '32-true', '64-true', '16-mixed' or 'bf16-mixed' is needed"
+    with pytest.raises(ValueError, match=words):
+        fit(cells(), precision=precision)
+
+
+@pytest.mark.parametrize("value", [0, -1e-3, float("nan"), float("inf"), "1e-3", None])
+@pytest.mark.parametrize("name", ["lr", "discriminator_lr"])
+def test_rates_at_which_nothing_is_learned(name: str, value: Any) -> None:
+    """A learning rate that is no number above 0 is refused by its name: it freezes nothing."""
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be .*{value}"):
+        fit(cells(), plan_kwargs={name: value})
+
+
+def test_a_module_that_is_frozen_as_a_whole() -> None:
+    """Where every parameter is frozen, training is refused; dispersions frozen alone stay."""
+    model = fit(cells())
+    model.module.px_r.requires_grad_(False)
+    before = model.module.px_r.clone()
+    model.train(max_epochs=1, batch_size=32, **QUIET)
+    assert torch.equal(model.module.px_r, before)
+    model.module.requires_grad_(False)
+    with pytest.raises(ValueError, match="Every parameter of the module is frozen"):
+        model.train(max_epochs=1, **QUIET)
+
+
+def test_a_share_that_leaves_one_cell() -> None:
+    """A train_size of which one cell is left is refused with their numbers."""
+    with pytest.raises(ValueError, match="1 of 60 cells would be trained on"):
+        fit(cells(), train_size=0.01)
+
+
+def test_training_on_all_cells_and_once_more() -> None:
+    """With train_size=1, and in a second training, dispersions are fitted to the cells there."""
+    model = fit(cells(n_cells=65), train_size=1.0, batch_size=64)  # the last one with the others
+    first = model.module.px_r.clone()
+    assert (len(model.train_indices), model.trainer.global_step) == (65, 2)
+    model.train(max_epochs=2, batch_size=32, train_size=0.5, validation_size=0.25, **QUIET)
+    sizes = [len(cells) for cells in (model.train_indices, model.validation_indices)]
+    assert sizes == [33, 16]
+    moved = (model.module.px_r - first).abs()
+    assert moved.max() > 2 * 2 * 1e-3  # more than two epochs of two steps at the usual rate
+    assert model.generate(5).shape == (5, model.adata.n_vars)
+
+
+def _seeded(name: str, adata: AnnData, seed: Any, path: Path) -> None:
+    adata.obsm["X_dra"] = adata.X.toarray()[:, :3]
+    calls: dict[str, Callable[[], Any]] = {
+        "tl.dra": lambda: tl.dra(adata, seed=seed),
+        "tl.cluster": lambda: tl.cluster(adata, seed=seed),
+        "tl.suggest_resolution": lambda: tl.suggest_resolution(adata, seed=seed),
+        "metrics": lambda: metrics.clustering(adata.obsm["X_dra"], adata.obs["batch"], seed=seed),
+        "compare": lambda: benchmark.compare(adata, "cell_type", models="pca", seeds=[seed]),
+        "demo": lambda: demo.run(path, seed=seed),
+    }
+    calls[name]()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize(
+    "name", ["tl.dra", "tl.cluster", "tl.suggest_resolution", "metrics", "compare", "demo"]
+)
+def test_seeds_that_not_every_generator_takes(name: str, seed: int, tmp_path: Path) -> None:
+    """A seed that is negative, or of more than 32 bits, is refused in one sentence everywhere."""
+    words = f"seeds? (must be at (least 0|most 4294967295)|takes whole numbers from 0), not {seed}"
+    with pytest.raises(ValueError, match=words):
+        _seeded(name, cells(), seed, tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_seeds_of_a_comparison_that_go_too_far(tmp_path: Path) -> None:
+    """Seeds counted beyond the largest are refused as a wrong use, before INPUT is read."""
+    done = invoke(
+        "benchmark", tmp_path / "none.h5ad", "--label-key", "cell_type", "--seed", 2**32 - 2,
+        "--seeds", 3, "-o", tmp_path / "table.csv",
+    )  # fmt: skip
+    assert done.exit_code == 2, done.stderr
+    assert "--seed 4294967294: the seeds counted from it go beyond 4294967295" in done.stderr
