@@ -61,7 +61,7 @@ def zeisel(
 
     The authors' text file (about 120 MB) is downloaded once and kept in the user's cache folder.
     Its content is checked: cells, genes, integer counts, and the sizes of both sets of labels.
-    The tests read small files of the same layout, and tutorial 02 reads this one only where it
+    The tests read small files of the same layout, and tutorial 09 reads this one only where it
     is on the machine already: its stored output was made without, and shows no score.
 
     Parameters
