@@ -15,17 +15,6 @@ import stat
 import uuid
 from pathlib import Path
 
-__all__ = [
-    "TakenError",
-    "clear_dead_drafts",
-    "destination",
-    "free_name",
-    "keep_beside",
-    "name_draft",
-    "plain_error",
-    "publish",
-]
-
 LONGEST_NAME = 100
 # what file systems say that have no hard links
 NO_LINKS = frozenset(
@@ -38,15 +27,7 @@ _live: set[str] = set()
 
 
 class TakenError(FileExistsError):
-    """The place of an output was taken while it was made.
-
-    Parameters
-    ----------
-    message
-        One line for the user.
-    kept
-        Where the output is instead.
-    """
+    """The place of an output was taken while it was made, which is in `kept` instead."""
 
     def __init__(self, message: str, kept: Path) -> None:
         super().__init__(message)
@@ -59,32 +40,14 @@ def destination(path: Path) -> Path:
 
 
 def name_draft(path: Path) -> Path:
-    """Name a hidden sibling with the suffix of `path`, which tells its process.
-
-    Parameters
-    ----------
-    path
-        The output.
-
-    Examples
-    --------
-    >>> draft = name_draft(Path("folder/cells.h5ad"))
-    >>> draft.parent.name, draft.suffix, str(os.getpid()) in draft.name
-    ('folder', '.h5ad', True)
-    """
+    """Name a hidden sibling with the suffix of `path`, which tells its process."""
     name = f".{os.getpid()}-{_place()}-{uuid.uuid4().hex[:8]}-{_short(path.name)}"
     _live.add(name)
     return path.with_name(name)
 
 
 def clear_dead_drafts(path: Path) -> None:
-    """Remove what killed processes of this machine have left of an output.
-
-    Parameters
-    ----------
-    path
-        The output.
-    """
+    """Remove what killed processes of this machine have left of an output."""
     name = re.escape(_short(path.name))
     pattern = re.compile(rf"\.(\d+)-{_place()}-[0-9a-f]{{8}}-{name}")
     with contextlib.suppress(OSError):
@@ -98,21 +61,10 @@ def clear_dead_drafts(path: Path) -> None:
 
 
 def publish(draft: Path, path: Path, replace: bool) -> None:
-    """Let a finished draft take its place.
+    """Let a finished draft take its place; a file that is replaced keeps its mode and owner.
 
-    Parameters
-    ----------
-    draft
-        A whole file, named by :func:`name_draft`.
-    path
-        The output; one that is replaced keeps its mode and owner.
-    replace
-        Whether one that is there may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        When there is one that may not be replaced; the draft is kept under another name.
+    Where there is one that may not be replaced, the draft is kept under another name, which a
+    :class:`TakenError` tells.
     """
     try:
         if replace:
@@ -163,22 +115,8 @@ def take_mode(draft: Path, path: Path) -> None:
 def plain_error(error: BaseException, path: Path) -> OSError | None:
     """Say what the system said, of the output rather than of its draft.
 
-    Parameters
-    ----------
-    error
-        What stopped a writer; HDF5 hides the number of an error in its text.
-    path
-        The output.
-
-    Returns
-    -------
-    `None` for errors that do not come from the system, or say themselves which file is there.
-
-    Examples
-    --------
-    >>> text = "Can't write data (errno = 28, error message = 'No space left on device')"
-    >>> plain_error(RuntimeError(text), Path("out.h5ad"))
-    OSError(28, 'No space left on device')
+    `None` for errors that do not come from the system, or say themselves which file is there. HDF5
+    hides the number of an error in its text.
     """
     seen: BaseException | None = error
     while isinstance(seen, OSError | RuntimeError) and not isinstance(seen, FileExistsError):
@@ -194,8 +132,6 @@ def plain_error(error: BaseException, path: Path) -> OSError | None:
 def _place_without_replacing(draft: Path, path: Path) -> None:
     try:
         os.link(draft, path)
-    except FileExistsError:
-        raise
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -212,10 +148,8 @@ def _is_dead(pid: int, name: str) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 

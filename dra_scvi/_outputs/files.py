@@ -31,83 +31,26 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-__all__ = [
-    "append_line",
-    "atomic_folder",
-    "atomic_path",
-    "check_output",
-    "write_h5ad",
-    "write_json",
-    "write_text",
-]
 
-
-def check_output(path: str | Path, force: bool = False) -> None:
-    """Check, before any work, that an output can be written.
-
-    Parameters
-    ----------
-    path
-        File or folder to be written.
-    force
-        Whether an existing one may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        When it exists and may not be replaced.
-    FileNotFoundError
-        When its parent folder does not exist.
-
-    Examples
-    --------
-    >>> check_output("no/such/out.h5ad", force=False)
-    Traceback (most recent call last):
-    ...
-    FileNotFoundError: cannot write no/such/out.h5ad: the output folder no/such does not ...
-    """
-    path = Path(path)
-    _check_parent(path)
-    if os.path.lexists(path) and not force:
-        raise FileExistsError(f"{path} exists; pass --force to replace it, or choose another name")
+def check_parent(path: Path) -> None:
+    """Check that the folder in which an output is to lie exists."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"cannot write {path}: the output folder {path.parent} does not exist; create it first"
+        )
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a hidden sibling to write to, which takes the place of `path` once it is complete.
 
-    The sibling has the suffix of `path`, from which writers tell the format. It is flushed to
-    disk and renamed when the block ends, and removed when the block fails: `path` is then as it
-    was before. Siblings that killed processes have left are removed. A link is written through,
-    and a file that is replaced keeps its mode.
-
-    Parameters
-    ----------
-    path
-        File to be written or replaced.
-    replace
-        Whether one that is there by then may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        When there is one that may not be replaced; names the file in which the new one is kept.
-    FileNotFoundError
-        When the parent folder does not exist.
-    OSError
-        When the system refuses; names `path` rather than the sibling.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with atomic_path(folder / "a.txt") as temporary:
-    ...     _ = temporary.write_text("whole")
-    >>> [file.name for file in folder.iterdir()]
-    ['a.txt']
+    The sibling has the suffix of `path`, from which writers tell the format. It is flushed to disk
+    and renamed when the block ends, and removed when the block fails: `path` is then as it was
+    before. A file that is there by then and may not be replaced stays, and the new one is kept
+    beside it. A link is written through, and a file that is replaced keeps its mode.
     """
     path = destination(Path(path))
-    _check_parent(path)
+    check_parent(path)
     clear_dead_drafts(path)
     temporary = name_draft(path)
     try:
@@ -115,7 +58,8 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
             temporary.touch(0o600)  # what only its owner may read is so from the first byte on
             take_mode(temporary, path)
         yield temporary
-        _flush_to_disk(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         publish(temporary, path, replace)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -129,34 +73,12 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
 def atomic_folder(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a hidden sibling folder whose files take their place once all of them are complete.
 
-    Files of the same name in a folder that exists are replaced, others left alone. The sibling is
-    removed when the block fails.
-
-    Parameters
-    ----------
-    path
-        Folder to be written or added to.
-    replace
-        Whether one that holds something by then may be added to.
-
-    Raises
-    ------
-    FileExistsError
-        When it may not; names the folder in which the new files are kept.
-    FileNotFoundError
-        When the parent folder does not exist.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp()) / "model"
-    >>> with atomic_folder(folder) as temporary:
-    ...     _ = (temporary / "a.txt").write_text("whole")
-    >>> [file.name for file in folder.iterdir()]
-    ['a.txt']
+    Files of the same name in a folder that exists are replaced, others left alone. Where nothing
+    may be replaced, and something is there by then, the new folder is kept beside it. The sibling
+    is removed when the block fails.
     """
     path = Path(path).resolve()
-    _check_parent(path)
+    check_parent(path)
     clear_dead_drafts(path)
     temporary = name_draft(path)
     try:
@@ -189,25 +111,8 @@ def _take_place(draft: Path, path: Path) -> None:
 def write_h5ad(adata: AnnData, path: str | Path, replace: bool = True) -> None:
     """Write an AnnData whole or not at all; equal content gives equal bytes.
 
-    Parameters
-    ----------
-    adata
-        What to write. It is not changed: text columns become categories in the file only, and
-        what else a file holds in another form
-        (:func:`~dra_scvi._outputs.h5ad_content.writable_copy`).
-    path
-        The ``.h5ad`` to write or replace.
-    replace
-        Whether one that is there by then may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        When it may not; names the file in which the new one is kept.
-    FileNotFoundError
-        When the parent folder does not exist.
-    TypeError
-        When something in `adata` cannot be in such a file; names it.
+    It is not changed: text columns become categories in the file only, and what else a file holds
+    in another form (:func:`~dra_scvi._outputs.h5ad_content.writable_copy`).
     """
     from anndata.io import write_elem
 
@@ -226,31 +131,9 @@ def write_h5ad(adata: AnnData, path: str | Path, replace: bool = True) -> None:
 
 
 def write_json(payload: Any, path: str | Path, replace: bool = True) -> None:
-    """Write JSON with sorted keys, to a file (whole or not at all) or to standard output.
+    """Write JSON with sorted keys, to a file (whole or not at all) or, as ``"-"``, to stdout.
 
-    Parameters
-    ----------
-    payload
-        What ``json`` accepts; NumPy scalars and arrays and paths are converted.
-    path
-        File to write or replace, or ``"-"`` for standard output.
-    replace
-        Whether a file that is there by then may be replaced.
-
-    Raises
-    ------
-    ValueError
-        For NaN and infinite numbers, which JSON does not have.
-    TypeError
-        For objects that have no JSON counterpart.
-
-    Examples
-    --------
-    >>> write_json({"nmi": np.float32(0.5), "k": np.int64(3)}, "-")
-    {
-      "k": 3,
-      "nmi": 0.5
-    }
+    NumPy scalars and arrays and paths are converted; NaN, which JSON does not have, is an error.
     """
     text = json.dumps(payload, sort_keys=True, indent=2, allow_nan=False, default=_plain) + "\n"
     if str(path) == "-":
@@ -261,64 +144,15 @@ def write_json(payload: Any, path: str | Path, replace: bool = True) -> None:
 
 
 def write_text(text: str, path: str | Path, replace: bool = True) -> None:
-    """Write text as UTF-8, whole or not at all.
-
-    Parameters
-    ----------
-    text
-        Written as it is, on every system with the same line ends.
-    path
-        File to write or replace.
-    replace
-        Whether one that is there by then may be replaced.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the parent folder does not exist.
-    """
+    """Write text as UTF-8, whole or not at all, with the same line ends on every system."""
     with atomic_path(path, replace) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def append_line(path: str | Path, line: str) -> None:
-    r"""Append one line to a log, which is created when missing.
-
-    Parameters
-    ----------
-    path
-        The log.
-    line
-        Without a line end.
-
-    Raises
-    ------
-    ValueError
-        When `line` holds a line end.
-
-    Examples
-    --------
-    >>> append_line("log.jsonl", "one\ntwo")
-    Traceback (most recent call last):
-    ...
-    ValueError: a log line must not hold line ends: 'one\ntwo'
-    """
-    if "\n" in line or "\r" in line:
-        raise ValueError(f"a log line must not hold line ends: {line!r}")
+    """Append one line to a log, which is created when missing."""
     with Path(path).open("a", encoding="utf-8", newline="\n") as log:
         log.write(line + "\n")
-
-
-def _check_parent(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"cannot write {path}: the output folder {path.parent} does not exist; create it first"
-        )
-
-
-def _flush_to_disk(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _plain(value: Any) -> Any:

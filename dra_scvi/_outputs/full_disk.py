@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["open_hdf5"]
-
 
 class PatientFile(io.FileIO):
     """A file that remembers the first error and goes on as if there had been none.
@@ -46,20 +44,7 @@ class PatientFile(io.FileIO):
 
 @contextlib.contextmanager
 def open_hdf5(path: Path, mode: str = "w") -> Iterator[h5py.File]:
-    """Open a file to write to, and raise what the system has refused once it is closed.
-
-    Parameters
-    ----------
-    path
-        The file.
-    mode
-        ``"w"`` for a new one, ``"r+"`` to add to one.
-
-    Raises
-    ------
-    OSError
-        When something could not be written; the file is of no use then.
-    """
+    """Open a file to write to, and raise what the system has refused once it is closed."""
     import h5py
 
     with PatientFile(path, "w+" if mode == "w" else "r+") as raw:

@@ -13,7 +13,6 @@ from dra_scvi._data.keys import named_layers
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check_key", "check_writable", "writable", "writable_copy"]
 
 # what pandas infers of a column of Python objects, and a dtype that holds the same values
 SAME_VALUES = {
@@ -25,29 +24,9 @@ SAME_VALUES = {
 
 
 def check_key(key: object, place: str) -> None:
-    """Check that something can be stored under a name.
+    """Check that something can be stored under a name; HDF5 takes some for paths or for nothing.
 
-    Parameters
-    ----------
-    key
-        The name.
-    place
-        What the message calls it, such as ``"key_added"``.
-
-    Raises
-    ------
-    TypeError
-        When it is not a text.
-    ValueError
-        When HDF5 would take it for a path, or for nothing.
-
-    Examples
-    --------
-    >>> check_key("X_dra", "key_added")
-    >>> check_key("a/b", "key_added")
-    Traceback (most recent call last):
-    ...
-    ValueError: key_added='a/b' cannot be a name in an .h5ad: choose one without '/', such as 'a_b'
+    `place` is what the message calls it, such as ``"key_added"``.
     """
     if not isinstance(key, str):
         raise TypeError(f"{place}={key!r} cannot be a name in an .h5ad: it is not a text")
@@ -62,20 +41,7 @@ def check_key(key: object, place: str) -> None:
 
 
 def writable_copy(adata: AnnData) -> AnnData:
-    """Share the matrices, and copy the rest in the form in which a file can hold it.
-
-    Parameters
-    ----------
-    adata
-        In memory. It is not changed.
-
-    Raises
-    ------
-    TypeError
-        When something has no such form.
-    ValueError
-        When something has a name that HDF5 would take for a path.
-    """
+    """Share the matrices, and copy the rest in the form in which a file can hold it."""
     import anndata
 
     layers = named_layers(adata)
@@ -98,17 +64,7 @@ def writable_copy(adata: AnnData) -> AnnData:
 def check_writable(adata: AnnData) -> None:
     """Write all but the matrices into memory, a row of what is the same in every row.
 
-    Parameters
-    ----------
-    adata
-        What is to be written once it has an embedding.
-
-    Raises
-    ------
-    TypeError
-        When something cannot be in an ``.h5ad``; the message names it, and what to do.
-    ValueError
-        When something has a name that HDF5 would take for a path.
+    Where something cannot be in an ``.h5ad``, the error names it, and says what to do.
     """
     import h5py
     from anndata.io import write_elem
@@ -125,19 +81,7 @@ def writable(value: Any, place: str) -> Any:
     """Return a value in a form in which a file can hold it; most are so already.
 
     Text of pandas becomes text of NumPy or, with gaps, categories; numbers among Python objects
-    become columns of numbers, tuples lists.
-
-    Parameters
-    ----------
-    value
-        An element of an AnnData.
-    place
-        Where it is, for messages.
-
-    Examples
-    --------
-    >>> writable({"found": pd.array(["a", "b"], dtype="string")}, "uns")["found"]
-    array(['a', 'b'], dtype=object)
+    become columns of numbers, tuples lists. `place` is where it is, for messages.
     """
     if isinstance(value, Mapping):
         for key in value:

@@ -12,7 +12,6 @@ from dra_scvi._outputs.drafts import clear_dead_drafts, destination, name_draft,
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Output", "make_folders", "rehearse", "remove_empty"]
 
 Kind = Literal["file", "folder", "results", "log", "table"]
 FOLDERS = ("folder", "results")
@@ -27,18 +26,11 @@ ZARR_MARKS = (".zgroup", "zarr.json")
 
 
 class Output(NamedTuple):
-    """Something that a command is going to write.
+    """Something that a command is going to write, and the option by which the user named it.
 
-    Parameters
-    ----------
-    option
-        How the user named it, such as ``"--output"``.
-    path
-        Where.
-    kind
-        ``"file"`` and ``"folder"`` are new unless they may be replaced, ``"results"`` are a
-        folder that may be there without files; a ``"log"`` is added to, and a ``"table"`` as
-        well, by a command that looks itself at what is there.
+    ``"file"`` and ``"folder"`` are new unless they may be replaced, ``"results"`` are a folder
+    that may be there without files; a ``"log"`` is added to, and a ``"table"`` as well, by a
+    command that looks itself at what is there.
     """
 
     option: str
@@ -49,35 +41,9 @@ class Output(NamedTuple):
 def rehearse(outputs: Sequence[Output], inputs: Mapping[str, Path], force: bool) -> list[Path]:
     """Try to write every output, in a draft that is removed again; make missing folders.
 
-    Parameters
-    ----------
-    outputs
-        All that is going to be written.
-    inputs
-        From how the user named it to what is going to be read.
-    force
-        Whether files and folders that exist may be replaced.
-
-    Returns
-    -------
-    Folders that were made, the innermost last.
-
-    Raises
-    ------
-    FileExistsError
-        When something is in the way: an output that exists, a folder in place of a file or a file
-        in place of a folder, or another output or an input of the same name, also through links;
-        and when an input lies in the folder of a model that is to be written.
-    OSError
-        When the system refuses, as for want of permission or of room.
-
-    Examples
-    --------
-    >>> same = [Output("--output", Path("a.h5ad")), Output("--json", Path("./a.h5ad"))]
-    >>> rehearse(same, {}, force=True)
-    Traceback (most recent call last):
-    ...
-    FileExistsError: --json a.h5ad: the same file as --output; choose another name
+    Refused are outputs that exist unless `force`, a folder in place of a file and the reverse, and
+    an output that is another one, an input (by how the user named it), or where an input lies,
+    also through links. Returns the folders that were made, the innermost last.
     """
     for output in outputs:
         _look_up(output.path)
@@ -88,7 +54,7 @@ def rehearse(outputs: Sequence[Output], inputs: Mapping[str, Path], force: bool)
     made: list[Path] = []
     try:
         for output in outputs:
-            made += make_folders(output.path)
+            made += _make_folders(output.path)
             _try_writing(output)
     except BaseException:
         remove_empty(made)
@@ -96,21 +62,8 @@ def rehearse(outputs: Sequence[Output], inputs: Mapping[str, Path], force: bool)
     return made
 
 
-def make_folders(path: Path) -> list[Path]:
-    """Make the folders in which an output is to lie, and return those that were missing.
-
-    Parameters
-    ----------
-    path
-        The output.
-
-    Raises
-    ------
-    FileExistsError
-        When one of them is a file.
-    OSError
-        When the system refuses.
-    """
+def _make_folders(path: Path) -> list[Path]:
+    """Make the folders in which an output is to lie, and return those that were missing."""
     folder = destination(path).parent
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     existing = missing[-1].parent if missing else folder
@@ -127,13 +80,7 @@ def make_folders(path: Path) -> list[Path]:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders that were made, unless something lies in them.
-
-    Parameters
-    ----------
-    folders
-        The innermost last.
-    """
+    """Remove folders that were made, the innermost last, unless something lies in them."""
     for folder in reversed(folders):
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -204,7 +151,9 @@ def _is_within(inner: Path, outer: Path) -> bool:
 def _check_free(output: Output, force: bool) -> None:
     option, path, kind = output
     wanted_folder = kind in FOLDERS
-    is_kept = kind in ("log", "table") or (kind == "results" and _is_empty_folder(path))
+    is_kept = kind in ("log", "table") or (
+        kind == "results" and path.is_dir() and not any(path.iterdir())
+    )
     if os.path.lexists(path) and not force and not is_kept:
         raise FileExistsError(f"{path} exists; pass --force to replace it, or choose another name")
     if path.exists() and path.is_dir() != wanted_folder:
@@ -215,10 +164,6 @@ def _check_free(output: Output, force: bool) -> None:
         )
     if path.exists() and not wanted_folder and not path.is_file():
         raise FileExistsError(f"{option} {path}: not a plain file; choose another name")
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _try_writing(output: Output) -> None:

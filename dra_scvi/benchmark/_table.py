@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dra_scvi._outputs.drafts import destination
-from dra_scvi._outputs.files import atomic_path, check_output
+from dra_scvi._outputs.files import atomic_path, check_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,7 +106,7 @@ class Table:
         self._extras: list[str] = []
         if self.path is None:
             return
-        check_output(self.path, force=True)
+        check_parent(self.path)
         if self.path.exists() and not _is_table(self.path):
             if not overwrite or not self.path.is_file():
                 raise FileExistsError(

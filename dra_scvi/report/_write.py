@@ -11,7 +11,7 @@ from dra_scvi import metrics
 from dra_scvi._argument_kinds import check_adata, check_seed
 from dra_scvi._data.keys import validate_keys
 from dra_scvi._model.base import BaseDRA
-from dra_scvi._outputs.files import check_output, write_text
+from dra_scvi._outputs.files import check_parent, write_text
 from dra_scvi.metrics._input import DEFAULT_REP, points_of
 from dra_scvi.report._advice import next_steps
 from dra_scvi.report._figures import Figure, draw_curves, draw_umap
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-
-__all__ = ["page", "write"]
 
 TEMPLATE = "page.html"
 PACKAGES = (
@@ -108,7 +106,7 @@ def write(
     >>> dra_scvi.report.write(model, adata, "report.html", label_key="cell_type")  # doctest: +SKIP
     """
     path = Path(path).expanduser()
-    check_output(path, force=True)  # whether its folder is there
+    check_parent(path)
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists; pass replace=True, or choose another name")
     text = page(
