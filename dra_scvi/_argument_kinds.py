@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SEED_LIMIT = 2**32 - 1  # NumPy's, and Lightning's
 
+
 def matrix(values: Any, argument: str) -> np.ndarray:
     """Return coordinates as an array of numbers, and refuse all but a dense matrix of them.
 
