@@ -54,6 +54,8 @@ def commands(script: str) -> list[list[str]]:
         words = shlex.split(line, comments=True)
         for part in re.split(r" (?:&&|;) ", shlex.join(words).replace("'&&'", "&&")):
             command = shlex.split(part)
+            while command and re.match(r"\w+=", command[0]):  # a variable for this command
+                command = command[1:]
             if command and command[0] not in WORDS_OF_LOOPS:
                 found.append(command)
     return found
