@@ -104,7 +104,7 @@ def test_batches_that_share_one_gaussian_differ_by_their_means() -> None:
 
 
 def test_many_types_have_gaussians_of_their_own() -> None:
-    """Whatever the number of dimensions; and in as many places of a state as all versions have."""
+    """And a state has as many places for them as in all versions."""
     places, batches = 20.0 * torch.arange(6).repeat(200), torch.zeros(1200, dtype=torch.long)
     population = Population(1, 1)
     population.fit(places[:, None] + torch.randn(1200, 1), places, batches, batches)

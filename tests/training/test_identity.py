@@ -123,6 +123,7 @@ def test_every_part_of_the_cells_is_described() -> None:
     assert "allow_noninteger" not in found
     assert found["kind of counts"] == "csr of float32 in memory"
     assert {"counts", "values of batch", "cells", "genes"} <= found.keys()
+    assert found["values of batch"].keys() == {"digest"}
     assert "values of X" not in found
     assert found["cells"]["n"] == 60
     assert found["genes"]["n"] == 12
@@ -148,6 +149,14 @@ def test_dense_counts_and_tables_are_hashed_whole() -> None:
     moved = sparse.csr_matrix(matrix)
     moved.indptr = np.array([0, 3, 5], dtype=moved.indptr.dtype)  # one entry in another row
     assert identity._digest(identity._parts(moved)) not in digests
+
+
+def test_counts_in_memory_are_hashed_where_they_lie() -> None:
+    dense = np.ones((3, 2), np.float32)
+    held = sparse.csr_matrix(dense)
+    for counts, expected in ((dense, [dense]), (held, [held.data, held.indices, held.indptr])):
+        _, *arrays = identity._parts(counts)
+        assert [id(array) for array in arrays] == [id(array) for array in expected]
 
 
 def test_stored_counts_are_hashed_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
