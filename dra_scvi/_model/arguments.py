@@ -189,7 +189,7 @@ def _check_whole(name: str, value: Any, least: int) -> None:
 
 
 def _check_rate(name: str, value: Any) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < np.inf:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < np.inf:
         raise ValueError(f"{name}={value!r}: a finite number of at least 0 is needed.")
 
 
