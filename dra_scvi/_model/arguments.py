@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from dra_scvi._argument_kinds import check_number
 from dra_scvi._data.unchanged import comparing_once
 from dra_scvi._threads import own_threads
 
@@ -79,9 +78,9 @@ def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> N
     if precision is not None and str(precision) not in PRECISIONS + OLD_PRECISIONS:
         *most, last = map(repr, PRECISIONS)
         raise ValueError(f"precision={precision!r}: {', '.join(most)} or {last} is needed.")
+    plan = arguments.get("plan_kwargs") or {}
     for name in RATES:
-        if name in (plan := arguments.get("plan_kwargs") or {}):
-            check_number(plan[name], name, least=0, whole=False)
+        _check_rate(name, plan.get(name, 0.0))
     given = {k: v for k, v in arguments.items() if v is not None}
     check_shares(given)
     if (total := given.get("train_size", 0) + given.get("validation_size", 0)) > 1:
@@ -141,6 +140,11 @@ def _name(argument: str, value: Any) -> str:
 def _check_whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed.")
+
+
+def _check_rate(name: str, value: Any) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < np.inf:
+        raise ValueError(f"{name}={value!r}: a finite number of at least 0 is needed.")
 
 
 def _check_widths(name: str, value: Any) -> None:

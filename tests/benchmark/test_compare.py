@@ -770,7 +770,8 @@ def test_columns_of_the_user_are_kept(tmp_path: Path) -> None:
 def test_other_files_are_not_touched(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(content)
-    with pytest.raises(FileExistsError, match="is not a table of a comparison; pass --force"):
+    words = "is not a table of a comparison; pass overwrite=True"
+    with pytest.raises(FileExistsError, match=words):
         Table(path)
     assert path.read_bytes() == content
     Table(path, overwrite=True).add(ROW)

@@ -12,6 +12,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import dra_scvi
 from dra_scvi import DRA, benchmark, metrics, pl
@@ -208,6 +209,20 @@ def test_more_genes_than_there_are(source: Path, tmp_path: Path) -> None:
     args = ("--output", tmp_path / "out.h5ad", "--n-genes", 500)
     result = invoke("train", source, *args, *QUICK)
     assert "--n-genes 500: INPUT has 12 genes, and all are taken" in result.stderr
+
+
+def test_all_of_many_genes(source: Path, tmp_path: Path) -> None:
+    """More than 5,000 genes, all of them trained on: a word on the option that takes fewer."""
+
+    def change(adata: Any) -> Any:
+        others = sparse.csr_matrix((adata.n_obs, 5_001 - adata.n_vars), dtype=np.float32)
+        return anndata.AnnData(sparse.hstack([adata.X, others], format="csr"), obs=adata.obs)
+
+    args = ("--output", tmp_path / "out.h5ad")
+    result = invoke("train", edited(source, tmp_path, change), *args, *QUICK)
+    assert result.exit_code == 0, result.stderr
+    assert "with all 5001 genes this takes long; --n-genes 2000 takes" in result.stderr
+    assert "takes long" not in invoke("train", source, *args, *QUICK, "--force").stderr
 
 
 WRONG_KINDS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {

@@ -152,6 +152,19 @@ def test_messages_speak_of_options_and_not_of_python(
     assert not PYTHON.search(done.stderr.replace("cells.h5ad", "")), done.stderr
 
 
+def test_a_new_batch_of_cells_to_embed(run: Callable[..., Result]) -> None:
+    """`embed` of a batch that the model does not know names it, and no argument of Python."""
+    fit(cells(), batch_key="batch").save("model")
+    adata = cells()
+    adata.obs["batch"] = "new"
+    adata.write_h5ad("cells.h5ad")
+    done = run("embed", "cells.h5ad", "--model", "model", "--output", "out.h5ad")
+    assert done.exit_code == 65, done.stderr
+    assert "'new'" in done.stderr
+    assert "obs['batch']" in done.stderr
+    assert not PYTHON.search(done.stderr.replace("cells.h5ad", "")), done.stderr
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 @pytest.mark.parametrize("option", ["--learning-rate", "--dropout-rate", "--beta1", "--leak"])
 def test_numbers_are_finite(run: Callable[..., Result], option: str, value: str) -> None:

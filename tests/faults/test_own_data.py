@@ -403,7 +403,7 @@ def test_index_outside_of_a_stored_matrix(value: int, tmp_path: Path) -> None:
         DRA.setup_anndata(adata)
     backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r+")
     backed.file._file["X/indices"][5] = value
-    with pytest.raises((InvalidCountsError, ValueError), match="damaged|index|indices"):
+    with pytest.raises(InvalidCountsError, match="damaged sparse matrix"):
         validate_counts(backed)
     backed.file.close()
 

@@ -167,7 +167,6 @@ def test_means_over_an_epoch_weigh_minibatches_by_their_cells(adata: AnnData) ->
     frozen = {"lr": 0.0, "weight_decay": 0.0, "latent_weight": 0.0, "data_weight": 0.0}
     model = make(adata, dropout_rate=0.0, use_batch_norm="none")
     model.module.z_encoder.var_activation = torch.zeros_like
-    model.module.px_r.requires_grad_(False)  # else fitted once more between the two
     values = []
     for batch_size in (150, 40):
         model.train(
