@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import dataclasses
 import gzip
 import logging
 import os
@@ -23,6 +22,7 @@ from scipy import io, sparse
 
 from dra_scvi import datasets
 from dra_scvi.datasets import _kang, _pbmc68k, _zeisel
+from dra_scvi.datasets._source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,8 @@ LEVEL1 = ["glia", "glia", "neuron", "neuron"]
 GROUP = ["2", "1", "1", "1"]
 GENES = ["Tshz1", "NaN", "Fnbp1l", "Gad1_loc2", "NA"]
 COUNTS = np.array([[0, 3, 9, 0], [0, 0, 0, 1], [5, 0, 0, 7], [2, 2, 2, 2], [1, 0, 400, 0]])
-SMALL = _zeisel._ZeiselFacts(n_cells=4, n_genes=5, level1class=(2, 2), group=(1, 3))
+KNOWN = _zeisel._SOURCE.known
+SMALL = {"n_cells": 4, "n_genes": 5, "level1class": (2, 2), "group": (1, 3)}
 
 
 def assert_counts(adata: AnnData) -> None:
@@ -155,7 +156,7 @@ def write_gzip_without_suffix(folder: Path, text: str) -> Path:
 
 @pytest.fixture
 def small_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_zeisel, "_ZEISEL", SMALL)
+    monkeypatch.setattr(_zeisel, "_SOURCE", _zeisel._SOURCE._replace(known=SMALL))
 
 
 @pytest.mark.parametrize("write", [write_plain, write_gzip, write_gzip_without_suffix])
@@ -166,8 +167,8 @@ def test_zeisel_parses_what_was_written(
     write: Callable[[Path, str], Path],
     chunk: int,
 ) -> None:
-    monkeypatch.setattr(_zeisel, "_ZEISEL_CHUNK", chunk)
-    adata = _zeisel._parse_zeisel(write(tmp_path, zeisel_text()))
+    monkeypatch.setattr(_zeisel, "_CHUNK", chunk)
+    adata = _zeisel._parse(write(tmp_path, zeisel_text()))
     np.testing.assert_array_equal(adata.X.toarray(), COUNTS.T)
     assert adata.obs_names.tolist() == CELLS
     assert adata.var_names.tolist() == GENES
@@ -208,7 +209,7 @@ def test_zeisel_refuses_an_impossible_number_of_genes(tmp_path: Path, n_genes: i
 def test_zeisel_refuses_unknown_labels_before_any_download(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_zeisel, "_download_zeisel", lambda: pytest.fail("downloaded"))
+    monkeypatch.setattr(Source, "download", lambda _: pytest.fail("downloaded"))
     with pytest.raises(ValueError, match="'level2class'; choose 'level1class' or 'group'"):
         datasets.zeisel(labels="level2class")
 
@@ -222,74 +223,73 @@ def test_zeisel_without_the_file_says_where_to_get_it(tmp_path: Path) -> None:
 def test_zeisel_names_a_missing_annotation_row(tmp_path: Path, missing: str) -> None:
     path = write_plain(tmp_path, zeisel_text(drop=missing))
     with pytest.raises(ValueError, match=f"no annotation row {missing.removesuffix(' #')}"):
-        _zeisel._parse_zeisel(path)
+        datasets.zeisel(path)
 
 
 def test_zeisel_refuses_a_web_page(tmp_path: Path) -> None:
     path = write_plain(tmp_path, "<html><body>503 Service Unavailable</body></html>\n")
     with pytest.raises(ValueError, match="cannot be read as expression_mRNA_17-Aug-2014.txt"):
-        _zeisel._parse_zeisel(path)
+        datasets.zeisel(path)
 
 
 def test_zeisel_refuses_an_empty_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no row with a gene symbol"):
-        _zeisel._parse_zeisel(write_plain(tmp_path, ""))
+        datasets.zeisel(write_plain(tmp_path, ""))
 
 
 @pytest.mark.parametrize("cut", [2, 5])
 def test_zeisel_refuses_a_row_that_was_cut_off(tmp_path: Path, cut: int) -> None:
     path = write_plain(tmp_path, zeisel_text()[:-cut])
     with pytest.raises(ValueError, match="have 4 counts"):
-        _zeisel._parse_zeisel(path)
+        datasets.zeisel(path)
 
 
 def test_zeisel_refuses_a_truncated_archive(tmp_path: Path) -> None:
     path = write_gzip(tmp_path, zeisel_text())
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(ValueError, match="cannot be read"):
-        _zeisel._parse_zeisel(path)
+        datasets.zeisel(path)
 
 
 def test_zeisel_refuses_text_among_the_counts(tmp_path: Path) -> None:
     path = write_plain(tmp_path, zeisel_text().replace("\t400\t", "\tmany\t"))
     with pytest.raises(ValueError, match="many"):
-        _zeisel._parse_zeisel(path)
+        datasets.zeisel(path)
 
 
 def published_like() -> AnnData:
     """Return an empty matrix with the published shape and label sizes."""
-    facts = _zeisel._ZEISEL
     obs = pd.DataFrame(
         {
-            "level1class": np.repeat([f"t{i}" for i in range(7)], facts.level1class),
-            "group": np.repeat([f"{i}" for i in range(1, 10)], facts.group),
+            "level1class": np.repeat([f"t{i}" for i in range(7)], KNOWN["level1class"]),
+            "group": np.repeat([f"{i}" for i in range(1, 10)], KNOWN["group"]),
         }
     )
     obs.index = obs.index.astype(str)
-    counts = sparse.csr_matrix((facts.n_cells, facts.n_genes), dtype=np.float32)
+    counts = sparse.csr_matrix((KNOWN["n_cells"], KNOWN["n_genes"]), dtype=np.float32)
     return anndata.AnnData(counts, obs=obs)
 
 
 def test_published_facts_pass_verification() -> None:
-    _zeisel._verify_zeisel(published_like(), _zeisel._ZEISEL)
+    _zeisel._SOURCE.verify(published_like())
 
 
 def test_published_label_sizes_follow_from_each_other() -> None:
-    assert sum(_zeisel._ZEISEL.level1class) == sum(_zeisel._ZEISEL.group) == 3_005
-    assert len(_zeisel._ZEISEL.level1class) == 7
-    assert len(_zeisel._ZEISEL.group) == 9
+    assert sum(KNOWN["level1class"]) == sum(KNOWN["group"]) == 3_005
+    assert len(KNOWN["level1class"]) == 7
+    assert len(KNOWN["group"]) == 9
 
 
 def test_verification_names_the_cells_expected_and_found() -> None:
     short = published_like()[1:].copy()
     with pytest.raises(ValueError, match=r"expected .*n_cells=3005.* found .*n_cells=3004"):
-        _zeisel._verify_zeisel(short, _zeisel._ZEISEL)
+        _zeisel._SOURCE.verify(short)
 
 
 def test_verification_names_the_genes_expected_and_found() -> None:
     short = published_like()[:, 2:].copy()
     with pytest.raises(ValueError, match=r"expected .*n_genes=19972.* found .*n_genes=19970"):
-        _zeisel._verify_zeisel(short, _zeisel._ZEISEL)
+        _zeisel._SOURCE.verify(short)
 
 
 @pytest.mark.parametrize("key", ["level1class", "group"])
@@ -297,7 +297,7 @@ def test_verification_refuses_other_label_sizes(key: str) -> None:
     adata = published_like()
     adata.obs[key] = adata.obs[key].replace(adata.obs[key].iloc[0], adata.obs[key].iloc[-1])
     with pytest.raises(ValueError, match=f"expected .*{key}="):
-        _zeisel._verify_zeisel(adata, _zeisel._ZEISEL)
+        _zeisel._SOURCE.verify(adata)
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, np.inf])
@@ -305,7 +305,7 @@ def test_verification_refuses_values_that_are_no_counts(value: float) -> None:
     adata = published_like()
     adata.X = sparse.csr_matrix(([value], ([0], [0])), shape=adata.shape, dtype=np.float32)
     with pytest.raises(ValueError, match="must hold raw counts, but 1 of 1"):
-        _zeisel._verify_zeisel(adata, _zeisel._ZEISEL)
+        _zeisel._SOURCE.verify(adata)
 
 
 @pytest.mark.parametrize("text", ["<html>no such object</html>", zeisel_text()])
@@ -313,7 +313,7 @@ def test_zeisel_removes_a_download_that_fails_verification(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     cached = write_plain(tmp_path, text)
-    monkeypatch.setattr(_zeisel, "_download_zeisel", lambda: cached)
+    monkeypatch.setattr(Source, "download", lambda _: cached)
     with pytest.raises(ValueError, match="Aug-2014"):
         datasets.zeisel()
     assert not cached.exists()
@@ -329,7 +329,7 @@ def test_zeisel_never_removes_a_file_of_the_user(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_facts")
 def test_zeisel_keeps_a_good_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = write_plain(tmp_path, zeisel_text())
-    monkeypatch.setattr(_zeisel, "_download_zeisel", lambda: cached)
+    monkeypatch.setattr(Source, "download", lambda _: cached)
     assert datasets.zeisel(n_genes=None).shape == (4, 5)
     assert cached.exists()
 
@@ -341,7 +341,8 @@ def test_zeisel_offline_says_what_to_do(
 
     caplog.set_level(logging.ERROR, logger="pooch")
     monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path)
-    monkeypatch.setattr(_zeisel, "_ZEISEL_URL", "http://127.0.0.1:9/cortex.txt")
+    elsewhere = _zeisel._SOURCE._replace(url="http://127.0.0.1:9/cortex.txt")
+    monkeypatch.setattr(_zeisel, "_SOURCE", elsewhere)
     with pytest.raises(ConnectionError, match=r"download http://127.*pass it as path=") as caught:
         datasets.zeisel()
     assert "\n" not in str(caught.value)
@@ -590,9 +591,14 @@ KANG_META = {
     "cell_type": ["B", "NK", "B", "DC"],
     "sex": ["male", "female", "male", "female"],
 }
-KANG_SMALL = _kang._KangFacts(
-    n_cells=4, n_genes=5, batch=(1, 3), cell_type=(1, 1, 2), n_values=11, total=434
-)
+KANG_SMALL = {
+    "n_cells": 4,
+    "n_genes": 5,
+    "batch": (1, 3),
+    "cell_type": (1, 1, 2),
+    "n_values": 11,
+    "total": 434,
+}
 
 
 def write_kang(folder: Path, cells: list[str] = CELLS, counts: NDArray = COUNTS) -> Path:
@@ -603,7 +609,7 @@ def write_kang(folder: Path, cells: list[str] = CELLS, counts: NDArray = COUNTS)
 
 @pytest.fixture
 def small_kang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kang, "_KANG", KANG_SMALL)
+    monkeypatch.setattr(_kang, "_SOURCE", _kang._SOURCE._replace(known=KANG_SMALL))
     monkeypatch.delenv("DRA_SCVI_DATA", raising=False)
 
 
@@ -626,7 +632,7 @@ def test_kang_prefers_the_copy_in_the_folder_named(
     expected = datasets.kang(write_kang(tmp_path))
     expected.write_h5ad(tmp_path / "kang_ifnb_2800x14053.h5ad")
     monkeypatch.setenv("DRA_SCVI_DATA", str(tmp_path))
-    monkeypatch.setattr(_kang, "_download_kang", lambda: pytest.fail("downloaded"))
+    monkeypatch.setattr(Source, "download", lambda _: pytest.fail("downloaded"))
     adata = datasets.kang()
     np.testing.assert_array_equal(adata.X.toarray(), expected.X.toarray())
     pd.testing.assert_frame_equal(adata.obs, expected.obs)
@@ -654,7 +660,7 @@ def test_kang_refuses_other_data_and_forgets_a_bad_download(
     with pytest.raises(ValueError, match=message):
         datasets.kang(path)
     assert path.exists()
-    monkeypatch.setattr(_kang, "_download_kang", lambda: path)
+    monkeypatch.setattr(Source, "download", lambda _: path)
     with pytest.raises(ValueError, match=message):
         datasets.kang()
     assert not path.exists()
@@ -693,7 +699,8 @@ def test_kang_is_the_data_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None
     assert adata.shape == (2_800, 14_053)
     sizes = adata.obs["batch"].value_counts().to_dict()
     assert sizes == {"STIM": 1_490, "CTRL": 1_310}
-    monkeypatch.setattr(_kang, "_KANG", dataclasses.replace(_kang._KANG, total=1))
+    other = _kang._SOURCE._replace(known={**_kang._SOURCE.known, "total": 1})
+    monkeypatch.setattr(_kang, "_SOURCE", other)
     with pytest.raises(ValueError, match="not the published one"):
         datasets.kang()
     assert Path(folder, "kang_ifnb_2800x14053.h5ad").exists()  # the user's own
@@ -704,6 +711,6 @@ def test_zeisel_label_sizes_agree_with_an_independent_copy() -> None:
     if not folder:
         pytest.skip("DRA_SCVI_DATA is not set")
     adata = anndata.read_h5ad(Path(folder, "zeisel_ewce_3005x200.h5ad"))
-    assert adata.n_obs == _zeisel._ZEISEL.n_cells
+    assert adata.n_obs == KNOWN["n_cells"]
     sizes = sorted(adata.obs["cell_type"].value_counts())
-    assert tuple(sizes) == _zeisel._ZEISEL.level1class
+    assert tuple(sizes) == KNOWN["level1class"]

@@ -6,6 +6,7 @@ storage, out of which tensors are made whose elements all lie within.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import zipfile
@@ -13,20 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dra_scvi._folder.pickles import (
-    Built,
-    Name,
-    RefusedPickleError,
-    Storage,
-    assemble,
-    describe,
-)
+from dra_scvi._folder.pickles import Built, Name, RefusedPickleError, Storage, assemble, describe
 from dra_scvi._folder.values import BUILDERS, NAMES, check_shape, demand
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-
-__all__ = ["read_archive", "read_pickle"]
 
 DTYPES = {
     "torch.DoubleStorage": torch.float64,
@@ -60,35 +53,28 @@ _DAMAGE = (
 def read_archive(path: Path) -> Any:
     """Return what a file of ``torch.save`` holds, of plain values, arrays and tensors alone.
 
-    Parameters
-    ----------
-    path
-        The file, which nobody else writes to.
-
-    Raises
-    ------
-    RefusedPickleError
-        When it holds, or asks for, anything else.
-    ValueError
-        When it is damaged, or another kind of file.
+    A :class:`RefusedPickleError` where it holds, or asks for, anything else; another ValueError
+    where it is damaged or of another kind. Nobody else may write to the file.
     """
     with path.open("rb") as content:
         if content.read(len(_BEFORE_ARCHIVES)) == _BEFORE_ARCHIVES:
             raise RefusedPickleError("it is of the format that torch had before archives")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = _Records(archive, path.stat().st_size)
-            return _read(records.pickle(), records)
-    except RefusedPickleError:
-        raise
-    except _DAMAGE as error:
-        raise ValueError(f"corrupt or truncated ({type(error).__name__})") from error
+    with _damage_told(), zipfile.ZipFile(path) as archive:
+        records = _Records(archive, path.stat().st_size)
+        return _read(records.pickle(), records)
 
 
 def read_pickle(content: bytes) -> Any:
     """Return what a plain pickle holds, as :func:`read_archive` does."""
-    try:
+    with _damage_told():
         return _read(content, None)
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """Say in two words what any error but a refusal means."""
+    try:
+        yield
     except RefusedPickleError:
         raise
     except _DAMAGE as error:

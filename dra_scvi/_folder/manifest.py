@@ -11,22 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dra_scvi._exceptions import InputError
+from dra_scvi._inputs.zarr_store import is_zarr
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from io import BufferedReader
-
-__all__ = [
-    "DATA",
-    "MANIFEST",
-    "MODEL",
-    "STAGE",
-    "check_prefix",
-    "describe_files",
-    "expected",
-    "open_file",
-    "read_manifest",
-    "stage_name",
-]
 
 MODEL = "model.pt"
 DATA = "adata.h5ad"
@@ -42,24 +32,7 @@ _MAX_SIZE = 2**26
 def check_prefix(prefix: str | None) -> str:
     """Return what the names of a model's files begin with, which stay in its folder.
 
-    Parameters
-    ----------
-    prefix
-        `None` for nothing.
-
-    Raises
-    ------
-    ValueError
-        When a name that begins with it is none of a file in the folder, or is one of ours.
-
-    Examples
-    --------
-    >>> check_prefix("first_")
-    'first_'
-    >>> check_prefix("../first_")
-    Traceback (most recent call last):
-    ...
-    ValueError: prefix='../first_' must be the beginning of a file name, without folders ...
+    Refused is what makes a name that is none of a file in the folder, or that is one of ours.
     """
     if prefix is None:
         return ""
@@ -72,21 +45,30 @@ def check_prefix(prefix: str | None) -> str:
     return prefix
 
 
+def find_model_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a saved model, "~" in its name expanded."""
+    folder = Path(os.path.expanduser(path))
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} does not exist; it should be the folder of a saved model."
+        )
+    return folder
+
+
+def check_model_folder(path: Path) -> None:
+    """Refuse what cannot be the folder of a saved model, by saying what it is."""
+    wanted = "what is wanted here is the folder of a saved model, as of train --model-dir"
+    if path.name == MODEL and path.is_file():
+        raise InputError(f"{path} is a file of a saved model; name its folder, {path.parent}.")
+    if is_zarr(path) or (path.suffix == ".h5ad" and path.exists()):
+        raise InputError(f"{path} is an AnnData, and {wanted}.")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, and {wanted}.")
+    find_model_folder(path)
+
+
 def open_file(path: Path) -> BufferedReader:
-    """Open a file for reading, and never wait: what is no file of a disk is refused.
-
-    Parameters
-    ----------
-    path
-        A file, or a link to one.
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is none.
-    ValueError
-        When it is a folder, a pipe, a socket or a device.
-    """
+    """Open a file for reading, and never wait: what is no file of a disk is refused."""
     try:
         descriptor = os.open(
             path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -108,15 +90,7 @@ def _no_file(path: Path) -> str:
 
 
 def describe_files(files: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest, as data.
-
-    Parameters
-    ----------
-    files
-        For each file its size and its checksum.
-    facts
-        What else it says.
-    """
+    """Return a manifest, as data: facts, versions, and of each file its size and checksum."""
     versions = {name: version(name) for name in PACKAGES}
     return {"format": FORMAT, **facts, "versions": versions, "files": dict(files)}
 
@@ -129,20 +103,7 @@ def describe(file: Path) -> dict[str, Any]:
 
 
 def read_manifest(path: Path, prefix: str) -> dict[str, Any] | None:
-    """Return the manifest of a model, or `None` where it was saved without.
-
-    Parameters
-    ----------
-    path
-        Folder of the model.
-    prefix
-        What the names of its files begin with.
-
-    Raises
-    ------
-    ValueError
-        When it is damaged, or of a later format.
-    """
+    """Return the manifest of a model, or `None` where it was saved without."""
     file = path / (prefix + MANIFEST)
     try:
         with open_file(file) as content:

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Built", "Name", "RefusedPickleError", "Storage", "assemble", "describe"]
-
 MAX_DEPTH = 60
 MAX_SIZE = 50_000_000
 MAX_INTEGER_BITS = 128
@@ -26,15 +24,7 @@ SCALARS = (type(None), bool, int, float, str)
 
 
 class RefusedPickleError(ValueError):
-    """A pickle asks for more than values.
-
-    Parameters
-    ----------
-    message
-        What it asks for.
-    names
-        What it would import, where that is the reason.
-    """
+    """A pickle asks for more than values; `names` is what it would import, if that is why."""
 
     def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
         self.names = names
@@ -52,16 +42,8 @@ class Name:
 class Built:
     """What a pickle would call, with all that it would hand over.
 
-    Attributes
-    ----------
-    name
-        What would be called.
-    args
-        Arguments of the call.
-    items
-        Keys and values that are set afterwards.
-    state
-        What the object's own method would take afterwards; `None` for nothing.
+    `items` are keys and values that are set afterwards, `state` what the object's own method would
+    take afterwards; `None` for nothing.
     """
 
     name: str
@@ -81,27 +63,10 @@ class Storage:
 
 
 def describe(pickle: bytes) -> tuple[Any, set[str]]:
-    r"""Return what a pickle describes, and the names that it would import.
+    """Return what a pickle of protocol 2 to 5 describes, and the names that it would import.
 
-    Parameters
-    ----------
-    pickle
-        A pickle of protocol 2 to 5.
-
-    Raises
-    ------
-    RefusedPickleError
-        When it has an opcode that values do not need, or changes what it has made in other ways.
-    ValueError, LookupError, TypeError
-        When it is no pickle, or damaged.
-
-    Examples
-    --------
-    >>> import pickle
-    >>> describe(pickle.dumps({"a": [1, "b"]}, protocol=2))
-    ({'a': [1, 'b']}, set())
-    >>> describe(b"cos\nsystem\n.")
-    (Name(text='os.system'), {'os.system'})
+    A :class:`RefusedPickleError` where it has an opcode that values do not need, or changes what
+    it has made in other ways; a ValueError, LookupError or TypeError where it is damaged.
     """
     machine = _Machine()
     position: int | None = None
@@ -285,21 +250,10 @@ def assemble(
 ) -> Any:
     """Return what is described: containers, numbers, strings, and what the builders make.
 
-    Parameters
-    ----------
-    description
-        As of :func:`describe`.
-    build
-        For each name that may be called what makes its value, from a note all of whose parts are
-        values, or names where they were directly among its arguments.
-    open_storage
-        What makes the value of bytes beside the pickle.
-
-    Raises
-    ------
-    RefusedPickleError
-        When it has a name that no builder knows, or that is no argument; when it contains itself,
-        or is deeper or, repetitions counted, larger than any saved model.
+    `build` has for each name that may be called what makes its value, from a note all of whose
+    parts are values, or names where they were directly among its arguments; `open_storage` makes
+    the value of bytes beside the pickle. Refused are other names, and values that contain
+    themselves, or are deeper or, repetitions counted, larger than any saved model.
     """
     return _Assembly(build, open_storage).value(description, 0)[0]
 
@@ -308,9 +262,7 @@ class _Assembly:
     """Values by the identity of what describes them, with their sizes, repetitions counted."""
 
     def __init__(
-        self,
-        build: Mapping[str, Callable[[Built], Any]],
-        open_storage: Callable[[Storage], Any],
+        self, build: Mapping[str, Callable[[Built], Any]], open_storage: Callable[[Storage], Any]
     ) -> None:
         self.build, self.open_storage = build, open_storage
         self.made: dict[int, tuple[Any, int]] = {}

@@ -26,21 +26,18 @@ from dra_scvi._folder.manifest import (
     MODEL,
     check_prefix,
     expected,
+    find_model_folder,
     open_file,
     read_manifest,
     stage_name,
 )
 from dra_scvi._folder.pickles import RefusedPickleError
-from dra_scvi._inputs.errors import find_model_folder
-from dra_scvi._inputs.hdf5_links import check_links
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._module.embedding import with_present_names
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
-
-__all__ = ["checked_copy", "legacy_copy", "read_model", "read_values"]
 
 _CHUNK = 2**20
 _ATTEMPTS = 200
@@ -76,44 +73,21 @@ def checked_copy(
     """Yield a private copy of a saved model: all of one save, undamaged, of plain values alone.
 
     What is checked is what is then opened, whatever happens to the original in the meantime. A
-    model that another process is replacing is copied as it was before or as it is afterwards.
-
-    Parameters
-    ----------
-    path
-        Folder of the model.
-    prefix
-        What the names of its files begin with.
-    trusted
-        Whether the model may import anything, and so run any code, when it is opened.
-    with_data
-        Whether to copy cells that were saved with the model.
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is no model.
-    ValueError
-        When a file is not what the manifest says; saves of plain scvi-tools have none.
-    UntrustedModelError
-        When the model would import what no model needs, or asks for more than values.
+    model that another process is replacing is copied as it was before or as it is afterwards. One
+    that is `trusted` may import anything, and so run any code, when it is opened. Cells that were
+    saved with a model are copied where `with_data` asks for them.
     """
     prefix = check_prefix(prefix)
     path = find_model_folder(path)
     names = [prefix + MODEL, prefix + DATA] if with_data else [prefix + MODEL]
-    with _private_folder() as copy:
+    with tempfile.TemporaryDirectory(prefix="dra_scvi-") as folder:
+        copy = Path(folder)
         _copy_save(path, copy, prefix, names)
         if not trusted:
             torch.save(read_values(copy / names[0], path / names[0]), copy / names[0])
             if (copy / (prefix + DATA)).exists():
                 _check_data(copy / (prefix + DATA), path / (prefix + DATA))
         yield copy
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="dra_scvi-") as name:
-        yield Path(name)
 
 
 # -- files -------------------------------------------------------------------------------------
@@ -176,19 +150,7 @@ def _copied(source: Path, target: Path) -> dict[str, Any]:
 def read_values(file: Path, shown: Path) -> dict[str, Any]:
     """Return the values of a model, out of a file that nobody else writes to.
 
-    Parameters
-    ----------
-    file
-        A ``model.pt``.
-    shown
-        What it is called in messages.
-
-    Raises
-    ------
-    ValueError
-        When it is damaged, or not a model of scvi-tools.
-    UntrustedModelError
-        When the model would import what no model needs, or asks for more than values.
+    `shown` is what it is called in messages.
     """
     content = _read_plain(file, shown)
     _check_model(content, shown)
@@ -262,7 +224,6 @@ def _is_attribute(name: Any) -> bool:
 def _check_data(file: Path, shown: Path) -> None:
     """Check that cells saved with a model are in their own file, and that it can be walked."""
     try:
-        check_links(file)
         check_hdf5(file)
     except (OSError, ValueError) as error:
         found = str(error).replace(str(file), str(shown)).rstrip(".")
@@ -270,20 +231,7 @@ def _check_data(file: Path, shown: Path) -> None:
 
 
 def read_model(folder: Path, prefix: str | None = None) -> dict[str, Any]:
-    """Return what a model consists of, out of a :func:`checked_copy`.
-
-    Parameters
-    ----------
-    folder
-        The copy.
-    prefix
-        What the names of its files begin with.
-
-    Raises
-    ------
-    ValueError
-        When it is damaged, or not a model of scvi-tools.
-    """
+    """Return what a model consists of, out of a :func:`checked_copy`."""
     name = check_prefix(prefix) + MODEL
     try:
         content = torch.load(folder / name, map_location="cpu", weights_only=False)
@@ -302,27 +250,13 @@ def read_model(folder: Path, prefix: str | None = None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def legacy_copy(path: str | os.PathLike[str], prefix: str | None = None) -> Iterator[Path]:
-    """Yield a private copy of a save as scvi-tools wrote it before 0.15, of plain values alone.
-
-    Parameters
-    ----------
-    path
-        Folder of the model.
-    prefix
-        What the names of its files begin with.
-
-    Raises
-    ------
-    FileNotFoundError
-        When a file of it is missing.
-    UntrustedModelError
-        When the model asks for more than values.
-    """
+    """Yield a private copy of a save as scvi-tools wrote it before 0.15, of plain values alone."""
     prefix, path = check_prefix(prefix), find_model_folder(path)
     weights, genes, attributes = (
         prefix + name for name in ("model_params.pt", "var_names.csv", "attr.pkl")
     )
-    with _private_folder() as copy:
+    with tempfile.TemporaryDirectory(prefix="dra_scvi-") as folder:
+        copy = Path(folder)
         for name in (weights, genes, attributes):
             with open_file(path / name) as content, (copy / name).open("wb") as target:
                 shutil.copyfileobj(content, target)

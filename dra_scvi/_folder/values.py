@@ -14,8 +14,6 @@ from dra_scvi._folder.pickles import Built, Name, RefusedPickleError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BUILDERS", "NAMES", "check_shape", "demand"]
-
 NUMBERS = frozenset(
     ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"]
 )

@@ -38,8 +38,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_save"]
-
 _DRAFT = ".draft-"
 
 # What a process that died may have left; other hidden files are somebody else's.
@@ -58,34 +56,8 @@ def atomic_save(
 
     When the block fails, or the process dies, `path` holds what it held before; from the moment
     when all files are complete and on disk, it holds the new model. Files of other names in a
-    folder that exists are left alone. Processes that save to one folder take turns.
-
-    Parameters
-    ----------
-    path
-        Folder of the model; its parents are created.
-    prefix
-        What the names of its files begin with.
-    overwrite
-        Whether the folder may exist.
-    facts
-        What the manifest says in addition to checksums and versions.
-
-    Raises
-    ------
-    FileExistsError
-        When the folder exists and may not be overwritten.
-    ValueError
-        When `prefix` is not the beginning of a file name.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp()) / "model"
-    >>> with atomic_save(folder) as draft:
-    ...     _ = (draft / "model.pt").write_bytes(b"weights")
-    >>> sorted(file.name for file in folder.iterdir())
-    ['manifest.json', 'model.pt']
+    folder that exists are left alone. Processes that save to one folder take turns. The manifest
+    says `facts` in addition to checksums and versions.
     """
     check_prefix(prefix)
     path = Path(os.path.expanduser(path)).resolve()

@@ -10,13 +10,13 @@ import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import h5py
+
 from dra_scvi._exceptions import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-__all__ = ["check_links"]
 
 # a file whose groups are reached so much more often than they exist is made to keep readers busy
 MOST_VISITS = 1_000
@@ -28,25 +28,9 @@ def check_links(path: Path) -> None:
     """Check that an HDF5 file refers to nothing outside of itself, and that its links have an end.
 
     Links within the file may lead to one object by several names, as long as they make no circle.
-
-    Parameters
-    ----------
-    path
-        An HDF5 file, which is opened for reading.
-
-    Raises
-    ------
-    OSError
-        When it cannot be opened.
-    InputError
-        A ValueError, when a link leads to another file, nowhere, or back to where it is; when the
-        values of a dataset lie in other files or datasets; and when they need a filter that is
-        not installed. The sentence names the file and the place in it.
-    ValueError
-        When the file is too damaged to tell.
+    The values of datasets may not lie elsewhere, nor need a filter that is not installed. An
+    :class:`InputError` names the place in the file; a plain ValueError means damage.
     """
-    import h5py
-
     with h5py.File(path, "r") as file:
         try:
             n_objects = _check_objects(file.id)
@@ -60,8 +44,6 @@ def check_links(path: Path) -> None:
 
 def _check_objects(root: Any) -> int:
     """Look at every object once, by hard links alone; return how many there are."""
-    import h5py
-
     seen: set[int] = set()
     waiting = [("", root)]
     while waiting:
@@ -85,8 +67,6 @@ def _check_objects(root: Any) -> int:
 
 def _check_paths(root: Any, most: int) -> None:
     """Go along every path, as readers do, once it is known that none leaves the file."""
-    import h5py
-
     waiting = [("", root, frozenset([h5py.h5o.get_info(root).addr]))]
     n_visits = 0
     while waiting:
@@ -110,16 +90,12 @@ def _check_paths(root: Any, most: int) -> None:
 
 def _links(name: str, item: Any) -> Iterator[tuple[str, bytes, int]]:
     """Path, key and kind of what lies in a group, and nothing for other objects."""
-    import h5py
-
     if isinstance(item, h5py.h5g.GroupID):
         for key in item:
             yield f"{name}/{key.decode(errors='replace')}", key, item.links.get_info(key).type
 
 
 def _check_storage(name: str, dataset: Any) -> None:
-    import h5py
-
     plist = dataset.get_create_plist()
     if plist.get_external_count():
         target = plist.get_external(0)[0].decode(errors="replace")
@@ -137,8 +113,6 @@ def _check_storage(name: str, dataset: Any) -> None:
 
 
 def _is_installed(code: int) -> bool:
-    import h5py
-
     if not h5py.h5z.filter_avail(code):
         with contextlib.suppress(ImportError):  # which makes its filters known
             importlib.import_module("hdf5plugin")

@@ -11,33 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dra_scvi._inputs.hdf5_links import check_links
-
-__all__ = ["check_hdf5"]
-
 SECONDS = 30  # of the processor's time: a slow disk does not count
 PATIENCE = 600  # seconds by the clock
 WALK = Path(__file__).with_name("hdf5_walk.py")
 
 
 def check_hdf5(path: Path) -> None:
-    """Check that a file can be walked through, and refers to nothing outside of itself.
-
-    Parameters
-    ----------
-    path
-        An HDF5 file.
-
-    Raises
-    ------
-    OSError
-        When it cannot be opened.
-    ValueError
-        When the library crashes over it, or goes round in circles, and for links that lead
-        elsewhere (:func:`check_links`).
-    """
+    """Check that a file can be walked through, and refers to nothing outside of itself."""
     if not _comes_to_an_end(path):
         raise ValueError("the HDF5 library crashes over it, or never comes to an end")
+    from dra_scvi._inputs.hdf5_links import check_links
+
     check_links(path)
 
 

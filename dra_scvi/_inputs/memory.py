@@ -13,8 +13,6 @@ from dra_scvi._exceptions import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["available_memory", "check_room", "n_bytes"]
-
 
 def available_memory() -> float:
     """Bytes that this process may still take: of the machine, and of its container."""
@@ -32,33 +30,14 @@ def available_memory() -> float:
 
 
 def n_bytes(element: Any) -> int:
-    """Bytes that a stored array, or all in a group, takes once it is read.
-
-    Parameters
-    ----------
-    element
-        Of an HDF5 file or a zarr store.
-    """
+    """Bytes that a stored array, or all in a group, takes once it is read."""
     if hasattr(element, "ndim"):
         return math.prod(element.shape or ()) * int(element.dtype.itemsize)
     return sum(n_bytes(element[key]) for key in element)
 
 
 def check_room(path: Path, elements: Iterable[Any]) -> None:
-    """Check that there is memory for what a file says it holds, before it is read.
-
-    Parameters
-    ----------
-    path
-        The file, for the message.
-    elements
-        What is to be read of it.
-
-    Raises
-    ------
-    InputError
-        When there is not.
-    """
+    """Check that there is memory for what a file says it holds, before it is read."""
     needed, room = float(sum(map(n_bytes, elements))), available_memory()
     if needed > room:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,6 @@ from dra_scvi._inputs.memory import available_memory
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
-
-__all__ = ["assemble", "check_counts", "named_rows", "numbered", "read_mtx_labels"]
 
 MTX_FILE = "sub_set-720.mtx"
 LABEL_FILE = "labels.txt"
@@ -86,13 +84,16 @@ def read_mtx_labels(folder: str | os.PathLike[str]) -> AnnData:
         raise FileNotFoundError(
             f"No {LABEL_FILE} in {root}; add one with one label per line, in the order of cells."
         )
-    header = _read_header(matrix_file)
-    labels = _read_labels(label_file, header.shape)
+    shape = _read_shape(matrix_file)
+    labels = _read_labels(label_file, shape)
     genes = _read_genes(gene_file) if gene_file.exists() else None
-    by_gene = _has_cells_in_columns(header.shape, labels, genes, root)
-    n_genes = header.shape[0 if by_gene else 1]
+    by_gene = _has_cells_in_columns(shape, labels, genes, root)
+    n_genes = shape[0 if by_gene else 1]
     if genes is not None and len(genes) != n_genes:
-        raise InputError(_wrong_number_of_genes(gene_file, genes, n_genes))
+        text = f"{gene_file} names {len(genes)} genes, but the matrix has {n_genes}."
+        if len(genes) == n_genes + 1:
+            text += f" Is the first line, {genes[0][:40]!r}, a header? Then remove it."
+        raise InputError(text)
     counts = _read_mtx(matrix_file)
     if by_gene:
         counts = counts.T.tocsr()
@@ -136,15 +137,7 @@ def _find_mtx(root: Path) -> Path:
     return found[0]
 
 
-class Header(NamedTuple):
-    """What the first lines of a Matrix Market file say of it."""
-
-    shape: tuple[int, int]
-    n_stored: int
-    layout: str
-
-
-def _read_header(path: Path) -> Header:
+def _read_shape(path: Path) -> tuple[int, int]:
     """Read the size of a matrix, and check that the file can hold, and memory take, as much."""
     from scipy.io import mminfo
 
@@ -166,7 +159,7 @@ def _read_header(path: Path) -> Header:
             f"{path} is a matrix of {n_rows} x {n_columns}, whose names alone fill "
             f"{needed / 1e9:.0f} GB: more memory than there is here."
         )
-    return Header((n_rows, n_columns), n_stored, layout)
+    return n_rows, n_columns
 
 
 def _read_mtx(path: Path) -> sparse.csr_matrix:
@@ -253,13 +246,17 @@ def _without_numbers(lines: list[str], path: Path) -> list[str]:
     numbers = [int(match[1]) for match in found if match]
     if numbers and numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
         lines = [match[2] for match in found if match]
+    _check_one_column(lines, path, "labels")
+    return lines
+
+
+def _check_one_column(lines: list[str], path: Path, what: str) -> None:
     split = [line for line in lines if "\t" in line]
     if split:
         raise InputError(
             f"{path} has lines of several columns (first: {split[0][:60]!r}); keep that of the "
-            "labels alone, as 'cut -f 2' does with the second."
+            f"{what} alone, as 'cut -f 2' does with the second."
         )
-    return lines
 
 
 def _without_quotes(labels: list[str]) -> list[str]:
@@ -285,17 +282,5 @@ def _is_number(word: str) -> bool:
 
 def _read_genes(path: Path) -> list[str]:
     genes = [line for line in _read_lines(path) if line]
-    split = [line for line in genes if "\t" in line]
-    if split:
-        raise InputError(
-            f"{path} has lines of several columns (first: {split[0][:60]!r}); keep that of the "
-            "names alone, as 'cut -f 2' does with the second."
-        )
+    _check_one_column(genes, path, "names")
     return _without_quotes(genes)
-
-
-def _wrong_number_of_genes(path: Path, genes: list[str], n_genes: int) -> str:
-    text = f"{path} names {len(genes)} genes, but the matrix has {n_genes}."
-    if len(genes) == n_genes + 1:
-        text += f" Is the first line, {genes[0][:40]!r}, a header? Then remove it."
-    return text

@@ -7,17 +7,20 @@ import itertools
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import anndata
+import h5py
 import numpy as np
 from anndata.abc import CSCDataset
+from anndata.io import read_elem, sparse_dataset, write_elem
 
 from dra_scvi._data.stored_matrix import is_stored, read_rows
 from dra_scvi._exceptions import InputError
 from dra_scvi._inputs.hdf5_links import check_links
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._inputs.memory import available_memory, check_room, n_bytes
-from dra_scvi._inputs.read import check_anndata, check_kind, is_zarr, read_input
+from dra_scvi._inputs.read import check_anndata, check_kind, read_input
 from dra_scvi._inputs.zarr_chunks import check_chunks
-from dra_scvi._inputs.zarr_store import check_store, store_state
+from dra_scvi._inputs.zarr_store import check_store, is_zarr, store_state
 from dra_scvi._outputs.files import atomic_path, write_h5ad
 from dra_scvi._outputs.full_disk import open_hdf5
 from dra_scvi._outputs.h5ad_content import writable
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-
-__all__ = ["open_stored", "stays_in_file", "stored_keys", "write_copy", "write_stored"]
 
 # reading takes room for more than what is read, and training for its own
 MEMORY_SHARE = 0.5
@@ -40,17 +41,7 @@ STATE = "_dra_state"
 def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
     """Decide whether counts are left in their file.
 
-    Parameters
-    ----------
-    path
-        What is to be worked on.
-    wanted
-        What was asked for; `None` for what suits the size of the file.
-
-    Raises
-    ------
-    ValueError
-        When it was asked for, and `path` is neither an ``.h5ad`` nor a zarr store.
+    `wanted` is what was asked for; `None` leaves it to the size of the file.
     """
     is_possible = path.is_file() and path.suffix == ".h5ad" or is_zarr(path)
     if wanted and not is_possible and path.exists():
@@ -70,19 +61,7 @@ def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
 def open_stored(path: Path, layer: str | None = None) -> AnnData:
     """Open the cells of a file, whose matrices are read when, and as far as, they are needed.
 
-    Parameters
-    ----------
-    path
-        An ``.h5ad`` or a zarr store of an AnnData.
-    layer
-        Layer that holds the counts; `None` for X.
-
-    Raises
-    ------
-    FileNotFoundError
-        When nothing is there.
-    ValueError
-        When the file cannot be read, refers to others, or stores its counts by column.
+    A file whose counts, X or those of `layer`, are stored by column is refused.
     """
     check_kind(path)
     state = _state(path)
@@ -99,30 +78,21 @@ def open_stored(path: Path, layer: str | None = None) -> AnnData:
 
 
 def _read_lazily(path: Path) -> AnnData:
-    import anndata
-    from anndata.io import read_elem
-
     store = _open(path)
     if path.is_dir():
         check_chunks(path)
     _check_layout(store, path)
     check_room(path, [store[name] for name in store if name not in MATRICES])
+    raw = dict(_items(store, "raw"))
+    has_raw = {"X", "var"} <= raw.keys()
     return anndata.AnnData(
         _stored_matrix(store["X"]) if "X" in store else None,
         obs=read_elem(store["obs"]),
         var=read_elem(store["var"]),
         layers={name: _stored_matrix(element) for name, element in _items(store, "layers")},
-        raw=_read_raw(dict(_items(store, "raw"))),
+        # shown, so that counts are found there, and left where it is
+        raw={"X": _stored_matrix(raw["X"]), "var": read_elem(raw["var"])} if has_raw else None,
     )
-
-
-def _read_raw(group: dict[str, Any]) -> dict[str, Any] | None:
-    """Show the raw matrix, so that counts are found there, and leave it where it is."""
-    from anndata.io import read_elem
-
-    if not {"X", "var"} <= group.keys():
-        return None
-    return {"X": _stored_matrix(group["X"]), "var": read_elem(group["var"])}
 
 
 def _check_layout(store: Any, path: Path) -> None:
@@ -142,26 +112,9 @@ def write_copy(
 ) -> None:
     """Write a file again with what was added to it, whole or not at all, its matrices in blocks.
 
-    Parameters
-    ----------
-    source
-        The ``.h5ad`` or zarr store that `adata` was opened from.
-    adata
-        Its ``obsm`` and ``uns`` are added.
-    path
-        The ``.h5ad`` to write or replace.
-    replace
-        Whether one that is there by then may be replaced.
-    with_obs
-        Whether its ``obs`` takes the place of that in the file.
-
-    Raises
-    ------
-    ValueError
-        When the source is no longer what it was when it was opened.
+    Added are ``obsm`` and ``uns`` of `adata` and, with `with_obs`, its ``obs``. A source that is
+    no longer what it was when `adata` was opened from it is refused.
     """
-    from anndata.io import write_elem
-
     with atomic_path(path, replace) as temporary:
         _check_state(source, adata, path)
         if source.suffix == ".h5ad":
@@ -210,8 +163,6 @@ def _check_state(source: Path, adata: AnnData, path: Path) -> None:
 
 def _keep(adata: AnnData, path: Path) -> Path:
     """Write what was computed, and the tables of the cells that it is of, without counts."""
-    import anndata
-
     names = (path.with_name(f"{path.stem}.kept{number}.h5ad") for number in itertools.count(1))
     kept = next(name for name in names if not name.exists())
     parts = {"obs": adata.obs, "obsm": dict(adata.obsm), "uns": dict(adata.uns)}
@@ -221,8 +172,6 @@ def _keep(adata: AnnData, path: Path) -> Path:
 
 def _give_own_group(file: Any, name: str) -> None:
     """Copy a group to which other names lead: what is added to it would appear there as well."""
-    import h5py
-
     if name not in file:
         return
     is_link = not isinstance(file.get(name, getlink=True), h5py.HardLink)
@@ -233,19 +182,7 @@ def _give_own_group(file: Any, name: str) -> None:
 
 
 def write_stored(file: Any, key: str, matrix: Any) -> None:
-    """Write a stored matrix into an HDF5 file, block by block.
-
-    Parameters
-    ----------
-    file
-        An open ``h5py.File``, or a group of one.
-    key
-        Name in it.
-    matrix
-        CSR or dense, of any store.
-    """
-    from anndata.io import sparse_dataset, write_elem
-
+    """Write a stored matrix, CSR or dense, into an HDF5 file, block by block."""
     starts = range(0, matrix.shape[0], ROWS_PER_BLOCK)
     for start in starts:
         block = read_rows(matrix, np.arange(start, min(start + ROWS_PER_BLOCK, matrix.shape[0])))
@@ -263,8 +200,6 @@ def write_stored(file: Any, key: str, matrix: Any) -> None:
 
 def _convert(source: Path, path: Path) -> None:
     """Write a zarr store as an ``.h5ad``."""
-    from anndata.io import read_elem, write_elem
-
     store = _open(source)
     with open_hdf5(path) as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -291,15 +226,7 @@ def _convert(source: Path, path: Path) -> None:
 
 
 def stored_keys(path: Path, name: str) -> set[str]:
-    """Return the keys of a group that :func:`open_stored` leaves in the file, such as obsm.
-
-    Parameters
-    ----------
-    path
-        An ``.h5ad`` or a zarr store of an AnnData.
-    name
-        Of the group.
-    """
+    """Return the keys of a group that :func:`open_stored` leaves in the file, such as obsm."""
     return {key for key, _ in _items(_open(path), name)}
 
 
@@ -310,8 +237,6 @@ def _items(store: Any, name: str) -> list[tuple[str, Any]]:
 
 def _open(path: Path) -> Any:
     if path.suffix == ".h5ad":
-        import h5py
-
         check_hdf5(path)
         return h5py.File(path, "r")
     import zarr
@@ -322,8 +247,6 @@ def _open(path: Path) -> Any:
 
 def _stored_matrix(element: Any) -> Any:
     """Return a sparse or dense matrix, whose values stay where they are."""
-    from anndata.io import sparse_dataset
-
     return element if hasattr(element, "ndim") else sparse_dataset(element)
 
 

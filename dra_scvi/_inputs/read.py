@@ -3,55 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata
+import h5py
+
 from dra_scvi._data.keys import closest, named_layers
 from dra_scvi._data.structure import check_structure, sign_indices
-from dra_scvi._exceptions import InputError
-from dra_scvi._inputs.errors import explain
+from dra_scvi._exceptions import InputError, first_line, message_of
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._inputs.memory import check_room
 from dra_scvi._inputs.zarr_chunks import check_chunks
-from dra_scvi._inputs.zarr_store import check_store
+from dra_scvi._inputs.zarr_store import check_store, is_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anndata import AnnData
 
-__all__ = ["check_anndata", "check_kind", "is_zarr", "read_input"]
-
 ACCEPTED = (
     "an .h5ad file, a zarr store of an AnnData, a 10x .h5 file, "
     "or a folder with one .mtx and labels.txt"
 )
+DAMAGE = (OSError, RuntimeError, EOFError, lzma.LZMAError, zlib.error, struct.error)
+# how the errors of the HDF5 library begin, whichever their type
+OF_HDF5 = (
+    "unable to",
+    "can't",
+    "file signature not found",
+    "the hdf5 library",
+    "its links cannot",
+)
+UNKNOWN_TO_ANNDATA = ("IORegistryError", "NotImplementedError")
 
 
 def read_input(path: str | Path, reader: Callable[[Path], AnnData] | None = None) -> AnnData:
     """Read cells by genes from any of the accepted kinds.
 
-    Parameters
-    ----------
-    path
-        An ``.h5ad``, a zarr store of an AnnData, a 10x ``.h5`` (gene names are made unique), or a
-        folder with an ``.mtx`` and ``labels.txt``.
-    reader
-        What reads it; `None` for the one of its kind.
-
-    Raises
-    ------
-    FileNotFoundError
-        When nothing is there; names the closest sibling.
-    ValueError
-        When it is empty, truncated, corrupt, or of another kind, when it refers to other files,
-        or needs more memory than there is; one line that names the file.
-
-    Warns
-    -----
-    UserWarning
-        When some of its features are not genes.
+    `reader` is what reads it; `None` for that of its kind. Whatever goes wrong becomes one line
+    that names the file; what is missing names the closest sibling.
     """
     path = Path(path)
     check_kind(path)
@@ -62,7 +57,7 @@ def read_input(path: str | Path, reader: Callable[[Path], AnnData] | None = None
     except (ImportError, PermissionError, InputError):
         raise
     except Exception as error:
-        raise InputError(explain(path, kind, error, ACCEPTED)) from error
+        raise InputError(_explain(path, kind, error)) from error
     _check_matrices(adata, path)
     if adata.shape == (0, 0):
         raise InputError(f"{path} could not be read as {kind}: it holds neither cells nor genes.")
@@ -72,17 +67,7 @@ def read_input(path: str | Path, reader: Callable[[Path], AnnData] | None = None
 def check_kind(path: Path) -> None:
     """Check, before anything is opened, that a path is a folder or a file with something in it.
 
-    Parameters
-    ----------
-    path
-        An input. To open a pipe would mean to wait for who writes to it.
-
-    Raises
-    ------
-    FileNotFoundError
-        When nothing is there; names the closest sibling.
-    ValueError
-        For a pipe, a socket, a device, and a file of no bytes.
+    To open a pipe would mean to wait for who writes to it.
     """
     if not path.exists():
         raise FileNotFoundError(_missing(path))
@@ -105,17 +90,37 @@ def _check_matrices(adata: AnnData, path: Path) -> None:
         check_structure(sign_indices(matrix), f"{name} of {path}")
 
 
+def _explain(path: Path, kind: str, error: BaseException) -> str:
+    """Say in one sentence why a file was not read; damage is named only where there is some."""
+    text = f"{type(error).__name__} {error}".lower()
+    if "unable to lock file" in text or "already open for" in text:
+        return (
+            f"{path} is open for writing in another program, or was when that was killed; close "
+            "it there, or take a copy of the file."
+        )
+    start = f"{path} could not be read as {kind}: "
+    if isinstance(error, MemoryError):
+        return f"{start}it needs more memory than there is. --out-of-core leaves counts in a file."
+    if isinstance(error, RecursionError):
+        return f"{start}its groups lie too deep in each other."
+    detail = first_line(error).replace(f"{path}: ", "")
+    if type(error).__name__ in UNKNOWN_TO_ANNDATA:
+        return (
+            f"{start}it holds something that anndata {anndata.__version__} does not know, and was "
+            f"written by a newer version or another program ({detail})."
+        )
+    said = message_of(error).removeprefix(f"{path}: ").lower()
+    if isinstance(error, DAMAGE) or said.startswith(OF_HDF5):
+        detail = f"it is corrupt, truncated or of another kind ({detail})"
+    return f"{start}{detail}. Accepted: {ACCEPTED}."
+
+
 def _missing(path: Path) -> str:
     match = None
     with contextlib.suppress(OSError):
         match = closest(path.name, sorted(sibling.name for sibling in path.parent.iterdir()))
     hint = f"; did you mean {path.with_name(match)}?" if match else ""
     return f"{path} does not exist{hint}"
-
-
-def is_zarr(path: Path) -> bool:
-    """Whether a path is a folder that zarr has marked as a store."""
-    return path.is_dir() and any((path / name).exists() for name in (".zgroup", "zarr.json"))
 
 
 def _reader(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
@@ -139,9 +144,6 @@ def _reader(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
 
 
 def _read_h5ad(path: Path) -> AnnData:
-    import anndata
-    import h5py
-
     check_hdf5(path)
     with h5py.File(path, "r") as file:
         check_anndata(file, path)
@@ -152,20 +154,7 @@ def _read_h5ad(path: Path) -> AnnData:
 
 
 def check_anndata(file: Any, path: Path) -> None:
-    """Check that an HDF5 file is that of an AnnData, and name what else it may be.
-
-    Parameters
-    ----------
-    file
-        The open file.
-    path
-        Its name.
-
-    Raises
-    ------
-    InputError
-        When it lacks the tables that every AnnData has.
-    """
+    """Check that an open file has the tables of an AnnData, and name what else it may be."""
     missing = [name for name in ("obs", "var") if name not in file]
     if not missing:
         return
@@ -193,7 +182,6 @@ def _remark_on_features(adata: AnnData, path: Path) -> None:
 
 
 def _read_zarr(path: Path) -> AnnData:
-    import anndata
     import zarr
 
     check_store(path)

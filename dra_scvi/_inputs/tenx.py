@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["LEFT_OUT", "describe_others", "read_10x"]
-
 GENES = "Gene Expression"
 LEFT_OUT = "dra_left_out"
 SPARSE = ("data", "indices", "indptr", "shape")
@@ -28,28 +26,10 @@ RENAMED = ("id", "name", "gene_id", "feature_type", "_all_tag_keys")
 
 
 def read_10x(path: Path) -> AnnData:
-    """Read the genes of a 10x ``.h5`` as scanpy does, and say what else there is.
+    """Read the genes of a 10x ``.h5`` of any version as scanpy does, and say what else there is.
 
-    Parameters
-    ----------
-    path
-        Of any version of Cell Ranger.
-
-    Returns
-    -------
-    Cells by genes, whose names are made unique. Where the file has features of other types,
-    ``uns["dra_left_out"]`` says how many of which.
-
-    Raises
-    ------
-    InputError
-        When there is no matrix, or no gene, when there are matrices of several genomes, and when
-        names and indices do not fit the matrix.
-
-    Warns
-    -----
-    UserWarning
-        For features that are not gene expression, which are left out.
+    Names of genes are made unique. Features of other types are left out with a warning;
+    ``uns["dra_left_out"]`` says then how many of which.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)
@@ -64,13 +44,7 @@ def read_10x(path: Path) -> AnnData:
 
 
 def describe_others(types: pd.Series) -> str:
-    """Say how many features are of which types, other than gene expression.
-
-    Examples
-    --------
-    >>> describe_others(pd.Series(["Gene Expression", "Peaks", "Peaks"]))
-    '2 Peaks'
-    """
+    """Say how many features are of which types, other than gene expression: "2 Peaks"."""
     counts = types[types != GENES].astype(str).value_counts()
     return ", ".join(f"{number} {name}" for name, number in counts.items())
 

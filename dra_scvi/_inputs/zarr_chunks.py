@@ -25,8 +25,6 @@ from dra_scvi._exceptions import InputError, InvalidCountsError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_chunks"]
-
 MATRICES = ("X", "raw/X")
 SPARSE = ("data", "indices", "indptr")
 CATEGORICAL = ("codes", "categories")
@@ -51,22 +49,10 @@ class _Array(NamedTuple):
 def check_chunks(path: Path) -> None:
     """Check that what a store lacks can be chunks of zeros, which zarr does not write.
 
-    Parameters
-    ----------
-    path
-        The folder of a zarr store of an AnnData, of version 2 or 3 of the format.
-
-    Raises
-    ------
-    InputError
-        For an array that cannot be zero where a chunk is absent: names, the categories of a
-        column, codes where categories are then without cells, values and indices of a sparse
-        matrix, and all counts of a block of cells.
-
-    Warns
-    -----
-    UserWarning
-        For other chunks of dense matrices that are absent, which may be zeros, or lost.
+    Refused are arrays that cannot be zero where a chunk is absent: names, the categories of a
+    column, codes where categories are then without cells, values and indices of a sparse matrix,
+    and all counts of a block of cells. Of other chunks of dense matrices a warning says that they
+    may be zeros, or lost.
     """
     declared = dict(_arrays(path))
     incomplete = {name: array for name, array in declared.items() if array.n_absent > 0}
@@ -75,13 +61,16 @@ def check_chunks(path: Path) -> None:
         parent, _, own = name.rpartition("/")
         beside = {part for part in (*SPARSE, *CATEGORICAL) if f"{parent}/{part}" in declared}
         is_column = "/" in parent and beside.issuperset(CATEGORICAL)
-        fault = None
+        fault: str | None = None
         if own in SPARSE and beside.issuperset(SPARSE):
             fault = _fault_of_sparse(path, parent, own)
         elif own == "codes" and is_column:
             fault = _fault_of_codes(path, parent)
         elif name in indices or (own == "categories" and is_column):
-            fault = _fault_of_names(array)
+            # one name may be empty, and others may not be the same
+            fault = (
+                "and its names are not there" if min(array.chunks[0], array.shape[0]) > 1 else ""
+            )
         elif len(array.shape) == 2 and (name in MATRICES or parent in ("layers", "obsm")):
             fault = _fault_of_dense(path, name, array)
         if fault:
@@ -93,11 +82,6 @@ def check_chunks(path: Path) -> None:
 
 def _count(array: _Array) -> str:
     return f"{array.n_absent} of its {math.prod(array.grid)} chunks"
-
-
-def _fault_of_names(array: _Array) -> str | None:
-    """One name may be empty, and others may not be the same."""
-    return "and its names are not there" if min(array.chunks[0], array.shape[0]) > 1 else None
 
 
 def _fault_of_codes(path: Path, column: str) -> str | None:

@@ -16,8 +16,6 @@ from dra_scvi._exceptions import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_store", "store_state"]
-
 # those of anndata and zarr that turn bytes into numbers and text, and nothing else
 CODECS = frozenset(
     "adler32 astype bitround blosc bytes bz2 crc32 crc32c delta endian fixedscaleoffset "  # noqa: SIM905
@@ -30,19 +28,16 @@ LARGEST_DECLARATION = 2**26
 ANEW = "If you trust it, read it in Python and write it anew"
 
 
+def is_zarr(path: Path) -> bool:
+    """Whether a path is a folder that zarr has marked as a store."""
+    return path.is_dir() and any((path / name).exists() for name in (".zgroup", "zarr.json"))
+
+
 def check_store(path: Path) -> None:
     """Check that all of a store lies in it, and that its arrays hold numbers and text.
 
-    Parameters
-    ----------
-    path
-        The folder of a zarr store, of version 2 or 3 of the format.
-
-    Raises
-    ------
-    InputError
-        For a link that leads out of the store, for what is neither file nor folder, and for a
-        codec that may make objects, by its declaration: whichever version of zarr is installed.
+    Refused by their declaration, whichever version of zarr is installed, are links that lead out
+    of the store, what is neither file nor folder, and codecs that may make objects.
     """
     for entry in _entries(path):
         if entry.is_symlink() and not _leads_into(Path(entry.path), path):

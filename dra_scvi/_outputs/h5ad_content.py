@@ -13,7 +13,6 @@ from dra_scvi._data.keys import named_layers
 if TYPE_CHECKING:
     from anndata import AnnData
 
-
 # what pandas infers of a column of Python objects, and a dtype that holds the same values
 SAME_VALUES = {
     "boolean": "boolean",
@@ -56,7 +55,7 @@ def writable_copy(adata: AnnData) -> AnnData:
         obs=_table(adata.obs, "obs"),
         var=_table(adata.var, "var"),
         layers={key: adata.layers[key] for key in layers},
-        raw=_raw(adata),
+        raw=None if adata.raw is None else _raw(adata.raw),
         **parts,
     )
 
@@ -95,11 +94,9 @@ def writable(value: Any, place: str) -> Any:
     return list(value) if type(value) is tuple else value
 
 
-def _raw(adata: AnnData) -> Any:
-    if adata.raw is None:
-        return None
-    var, varm = _table(adata.raw.var, "raw.var"), writable(dict(adata.raw.varm), "raw.varm")
-    return {"X": adata.raw.X, "var": var, "varm": varm}
+def _raw(raw: Any) -> dict[str, Any]:
+    var, varm = _table(raw.var, "raw.var"), writable(dict(raw.varm), "raw.varm")
+    return {"X": raw.X, "var": var, "varm": varm}
 
 
 def _table(table: pd.DataFrame, place: str) -> pd.DataFrame:

@@ -12,7 +12,6 @@ from dra_scvi._outputs.drafts import clear_dead_drafts, destination, name_draft,
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-
 Kind = Literal["file", "folder", "results", "log", "table"]
 FOLDERS = ("folder", "results")
 

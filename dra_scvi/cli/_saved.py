@@ -20,7 +20,7 @@ class SavedModel(NamedTuple):
 
 def read_saved(folder: Path) -> SavedModel:
     """Read what a folder says of its model."""
-    from dra_scvi._inputs.errors import check_model_folder
+    from dra_scvi._folder.manifest import check_model_folder
 
     check_model_folder(folder)
     from dra_scvi._folder.read import checked_copy, read_model

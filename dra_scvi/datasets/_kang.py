@@ -4,47 +4,30 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from dra_scvi._inputs.mtx_labels import (
-    check_counts,
-    named_rows,
-)
-from dra_scvi.datasets._download import CORRUPT, download
+from dra_scvi._inputs.mtx_labels import named_rows
+from dra_scvi.datasets._source import Source
 
-_KANG_FILE = "ifnb_2800.rda"
-_KANG_COMMIT = "ec6b742f9f42dc4f1a40a392ddfe8d3610ab9e63"
-_KANG_URL = (
-    f"https://raw.githubusercontent.com/Wang-Cankun/iris3api/{_KANG_COMMIT}/data/{_KANG_FILE}"
-)
-_KANG_COPY = "kang_ifnb_2800x14053.h5ad"
-
-
-@dataclass(frozen=True)
-class _KangFacts:
-    """What the subset contains; sizes of batches and types are sorted."""
-
-    n_cells: int
-    n_genes: int
-    batch: tuple[int, ...]
-    cell_type: tuple[int, ...]
-    n_values: int
-    total: int
-
-
-_KANG = _KangFacts(
-    n_cells=2_800,
-    n_genes=14_053,
-    batch=(1_310, 1_490),
-    cell_type=(8, 23, 46, 66, 89, 107, 130, 148, 178, 225, 333, 535, 912),
-    n_values=1_971_641,
-    total=5_799_413,
+_COMMIT = "ec6b742f9f42dc4f1a40a392ddfe8d3610ab9e63"
+_COPY = "kang_ifnb_2800x14053.h5ad"
+_SOURCE = Source(
+    "Kang",
+    f"https://raw.githubusercontent.com/Wang-Cankun/iris3api/{_COMMIT}/data/ifnb_2800.rda",
+    {
+        "n_cells": 2_800,
+        "n_genes": 14_053,
+        "batch": (1_310, 1_490),
+        "cell_type": (8, 23, 46, 66, 89, 107, 130, 148, 178, 225, 333, 535, 912),
+        "n_values": 1_971_641,
+        "total": 5_799_413,
+    },
 )
 
 
@@ -90,33 +73,20 @@ def kang(path: str | os.PathLike[str] | None = None) -> AnnData:
     >>> adata.shape, adata.obs["batch"].value_counts().to_dict()  # doctest: +SKIP
     ((2800, 14053), {'STIM': 1490, 'CTRL': 1310})
     """
-    copy = Path(os.environ.get("DRA_SCVI_DATA", "")) / _KANG_COPY
-    local = copy if path is None and copy.is_file() else path
-    source = _download_kang() if local is None else Path(local).expanduser()
-    try:
-        adata = _parse_kang(source)
-        _verify_kang(adata, _KANG)
-    except ValueError:
-        if local is None:
-            source.unlink(missing_ok=True)
-        raise
-    return adata
+    copy = Path(os.environ.get("DRA_SCVI_DATA", "")) / _COPY
+    return _SOURCE.read(copy if path is None and copy.is_file() else path, _parse)
 
 
-def _download_kang() -> Path:
-    return download("Kang", _KANG_URL, _KANG_FILE)
-
-
-def _parse_kang(path: Path) -> AnnData:
-    if not path.is_file():
-        raise FileNotFoundError(f"No file at {path}; download {_KANG_URL} and pass it as path=.")
-    try:
-        counts, genes, obs = _read_h5ad(path) if path.suffix == ".h5ad" else _read_rda(path)
-    except CORRUPT as error:
-        detail = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path} cannot be read as {_KANG_FILE} ({detail}); get it from {_KANG_URL}."
-        ) from error
+def _parse(path: Path) -> AnnData:
+    if path.suffix == ".h5ad":
+        adata = anndata.read_h5ad(path)
+        counts, genes, obs = (
+            sparse.csr_matrix(adata.X, dtype=np.float32),
+            adata.var_names,
+            adata.obs,
+        )
+    else:
+        counts, genes, obs = _read_rda(path)
     counts.eliminate_zeros()
     counts.sort_indices()
     annotation = pd.DataFrame(
@@ -124,13 +94,6 @@ def _parse_kang(path: Path) -> AnnData:
         index=pd.Index(obs.index.astype(str)),
     )
     return AnnData(counts, obs=annotation, var=named_rows(genes))
-
-
-def _read_h5ad(path: Path) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
-    import anndata
-
-    adata = anndata.read_h5ad(path)
-    return sparse.csr_matrix(adata.X, dtype=np.float32), list(adata.var_names), adata.obs
 
 
 def _read_rda(path: Path) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
@@ -146,21 +109,3 @@ def _read_rda(path: Path) -> tuple[sparse.csr_matrix, list[str], pd.DataFrame]:
         raise ValueError("its matrix and its annotation are of different cells")
     counts = sparse.csr_matrix(expression.to_numpy().T, dtype=np.float32)
     return counts, [str(gene) for gene in genes], meta.rename(columns={"sample": "batch"})
-
-
-def _verify_kang(adata: AnnData, expected: _KangFacts) -> None:
-    """Raise unless the parsed file has the cells, genes, counts and labels that are known."""
-    check_counts(adata.X, where="The Kang file")
-    found = _KangFacts(
-        n_cells=adata.n_obs,
-        n_genes=adata.n_vars,
-        batch=tuple(sorted(adata.obs["batch"].value_counts())),
-        cell_type=tuple(sorted(adata.obs["cell_type"].value_counts())),
-        n_values=adata.X.nnz,
-        total=int(adata.X.sum(dtype=np.float64)),
-    )
-    if found != expected:
-        raise ValueError(
-            f"The Kang file is not the published one: expected {expected}, found {found}; "
-            f"get it from {_KANG_URL}."
-        )

@@ -13,7 +13,6 @@ from scipy import sparse
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 _PBMC_SCALE = 1e4
 _PBMC_MAX_DISTANCE = 0.1
 _PBMC_MAX_ERROR = 5.1e-4

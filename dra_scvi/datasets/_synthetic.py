@@ -8,10 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from dra_scvi._inputs.mtx_labels import (
-    assemble,
-    numbered,
-)
+from dra_scvi._inputs.mtx_labels import assemble, numbered
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zlib
-from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -13,43 +10,29 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from dra_scvi._inputs.mtx_labels import (
-    check_counts,
-    named_rows,
-)
-from dra_scvi.datasets._download import download
+from dra_scvi._inputs.mtx_labels import named_rows
+from dra_scvi.datasets._source import Source
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
-
+    from pathlib import Path
 
 ZeiselLabels = Literal["level1class", "group"]
 
-_ZEISEL_FILE = "expression_mRNA_17-Aug-2014.txt"
-_ZEISEL_URL = (
-    f"https://storage.googleapis.com/linnarsson-lab-www-blobs/blobs/cortex/{_ZEISEL_FILE}"
+_SOURCE = Source(
+    "Zeisel",
+    "https://storage.googleapis.com/linnarsson-lab-www-blobs/blobs/cortex/"
+    "expression_mRNA_17-Aug-2014.txt",
+    {
+        "n_cells": 3_005,
+        "n_genes": 19_972,
+        "level1class": (98, 224, 235, 290, 399, 820, 939),
+        "group": (26, 60, 98, 175, 198, 290, 390, 820, 948),
+    },
 )
-_ZEISEL_NUMERIC = ("total_mRNA_mol", "well", "age", "diameter")
-_ZEISEL_CHUNK = 1_000
-
-
-@dataclass(frozen=True)
-class _ZeiselFacts:
-    """What the published matrix contains; label sizes are sorted."""
-
-    n_cells: int
-    n_genes: int
-    level1class: tuple[int, ...]
-    group: tuple[int, ...]
-
-
-_ZEISEL = _ZeiselFacts(
-    n_cells=3_005,
-    n_genes=19_972,
-    level1class=(98, 224, 235, 290, 399, 820, 939),
-    group=(26, 60, 98, 175, 198, 290, 390, 820, 948),
-)
+_NUMBERS = ("total_mRNA_mol", "well", "age", "diameter")
+_CHUNK = 1_000
 
 
 def zeisel(
@@ -105,14 +88,7 @@ def zeisel(
     """
     if labels not in get_args(ZeiselLabels):
         raise ValueError(f"Unknown labels {labels!r}; choose 'level1class' or 'group'.")
-    source = _download_zeisel() if path is None else Path(path).expanduser()
-    try:
-        adata = _parse_zeisel(source)
-        _verify_zeisel(adata, _ZEISEL)
-    except ValueError:
-        if path is None:
-            source.unlink(missing_ok=True)
-        raise
+    adata = _SOURCE.read(path, _parse)
     adata.obs["n_counts"] = np.asarray(adata.X.sum(axis=1, dtype=np.float64)).ravel()
     adata.obs.insert(0, "cell_type", adata.obs[labels])
     return adata if n_genes is None else _highly_variable_by_variance(adata, n_genes)
@@ -130,24 +106,13 @@ def _highly_variable_by_variance(adata: AnnData, n_genes: int) -> AnnData:
     return adata[:, kept].copy()
 
 
-def _download_zeisel() -> Path:
-    return download("Zeisel", _ZEISEL_URL, _ZEISEL_FILE)
-
-
-def _parse_zeisel(path: Path) -> AnnData:
+def _parse(path: Path) -> AnnData:
     """Read the authors' layout: rows of cell annotation, then one row per gene."""
-    if not path.is_file():
-        raise FileNotFoundError(f"No file at {path}; download {_ZEISEL_URL} and pass it as path=.")
-    try:
-        with _open_text(path) as handle:
-            annotation, n_skip = _read_annotation(handle)
-        obs = _zeisel_obs(annotation)
-        with _open_text(path) as handle:
-            counts, genes = _read_gene_rows(handle, n_skip, n_cells=len(obs))
-    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} cannot be read as {_ZEISEL_FILE}: {error}; get it from {_ZEISEL_URL}."
-        ) from error
+    with _open_text(path) as handle:
+        annotation, n_skip = _read_annotation(handle)
+    obs = _obs(annotation)
+    with _open_text(path) as handle:
+        counts, genes = _read_gene_rows(handle, n_skip, n_cells=len(obs))
     return AnnData(counts, obs=obs, var=named_rows(genes))
 
 
@@ -171,7 +136,7 @@ def _read_annotation(handle: Iterable[str]) -> tuple[dict[str, list[str]], int]:
     raise ValueError("it has no row with a gene symbol in the first column")
 
 
-def _zeisel_obs(annotation: dict[str, list[str]]) -> pd.DataFrame:
+def _obs(annotation: dict[str, list[str]]) -> pd.DataFrame:
     missing = [name for name in ("cell_id", *get_args(ZeiselLabels)) if name not in annotation]
     if missing:
         raise ValueError(f"it has no annotation row {', '.join(missing)}")
@@ -180,7 +145,7 @@ def _zeisel_obs(annotation: dict[str, list[str]]) -> pd.DataFrame:
         raise ValueError(f"its annotation rows differ in length: {lengths}")
     obs = named_rows(annotation["cell_id"])
     for name, values in annotation.items():
-        if name in _ZEISEL_NUMERIC:
+        if name in _NUMBERS:
             obs[name] = pd.to_numeric(np.array(values))
         elif name != "cell_id":
             obs[name] = pd.Categorical(values)
@@ -201,7 +166,7 @@ def _read_gene_rows(
         dtype=dtypes,
         na_values=[""],
         keep_default_na=False,
-        chunksize=_ZEISEL_CHUNK,
+        chunksize=_CHUNK,
     )
     for chunk in chunks:
         rows = chunk[chunk[0].notna()]
@@ -212,19 +177,3 @@ def _read_gene_rows(
         genes.extend(symbols)
         blocks.append(sparse.csr_matrix(values))
     return sparse.vstack(blocks).T.tocsr(), genes
-
-
-def _verify_zeisel(adata: AnnData, expected: _ZeiselFacts) -> None:
-    """Raise unless the parsed file has the cells, genes, counts and label sizes that are known."""
-    found = _ZeiselFacts(
-        n_cells=adata.n_obs,
-        n_genes=adata.n_vars,
-        level1class=tuple(sorted(adata.obs["level1class"].value_counts())),
-        group=tuple(sorted(adata.obs["group"].value_counts())),
-    )
-    if found != expected:
-        raise ValueError(
-            f"The Zeisel file is not the published one: expected {expected}, found {found}; "
-            f"get it from {_ZEISEL_URL}."
-        )
-    check_counts(adata.X, where="The Zeisel file")

@@ -17,7 +17,8 @@ from scipy.io import mmwrite
 
 from dra_scvi._exceptions import InputError, InvalidCountsError
 from dra_scvi._inputs import read
-from dra_scvi._inputs.read import check_anndata, check_kind, is_zarr, read_input
+from dra_scvi._inputs.read import check_anndata, check_kind, read_input
+from dra_scvi._inputs.zarr_store import is_zarr
 
 
 @pytest.fixture
