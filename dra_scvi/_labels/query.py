@@ -37,7 +37,7 @@ def encode_query(
     if labels_key is not None:  # codes do not depend on it, and a query has none, or others
         cells.obs[labels_key] = known.pop(labels_key)[0]
     is_trained_on = False
-    if _has_new(cells, known):
+    if any(_is_new(cells.obs[key], names).any() for key, names in known.items()):
         is_trained_on = model.module.encode_covariates and max_epochs != 0
         if is_trained_on and model.module.dispersion == "gene-label":
             raise ValueError(
@@ -79,10 +79,6 @@ def _known_categories(model: DRA) -> dict[str, NDArray[Any]]:
 def _is_new(column: pd.Series, known: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether values are unknown in every type: 1 for '1' is a mistake, named where it is read."""
     return ~np.isin(column.astype(str).to_numpy(), np.asarray(known).astype(str))
-
-
-def _has_new(cells: AnnData, known: Mapping[str, NDArray[Any]]) -> bool:
-    return any(_is_new(cells.obs[key], names).any() for key, names in known.items())
 
 
 def _rename_new(

@@ -141,10 +141,11 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
         expression_axes: bool = False,
         **kwargs: Any,
     ) -> None:
-        arguments = self._get_init_params(locals())
-        check_model(arguments["non_kwargs"])
-        super().__init__(adata, registry, **arguments["non_kwargs"], **kwargs)
-        self._init_arguments = arguments
+        arguments = dict(locals())  # needs nothing else in scope
+        for name in ("self", "adata", "registry", "kwargs", "__class__"):
+            del arguments[name]
+        check_model(arguments)
+        super().__init__(adata, registry, **arguments, **kwargs)
         widths = list(map(int, hidden_widths(n_hidden, n_layers, n_latent)))
         self._model_summary_string = (
             f"DRA model with the following parameters: \n"
@@ -153,9 +154,11 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
             f"gene_likelihood: {gene_likelihood}, latent_distribution: {latent_distribution}, "
             f"prior: {prior or default_prior(latent_distribution)}, divergence: {divergence}."
         )
+        self._init_arguments = self._get_init_params(locals())
         # scvi-tools builds the module of a model on a data module from them once more
         has_data_module = (registry or {}).get("setup_method_name") == "setup_datamodule"
-        self.init_params_ = arguments if has_data_module else as_scvi(arguments, widths)
+        given = self._init_arguments
+        self.init_params_ = given if has_data_module else as_scvi(given, widths)
         if self.adata is not None:
             self._validate_anndata()
 

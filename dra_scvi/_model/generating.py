@@ -114,7 +114,9 @@ class GeneratingMixin:
             rows = self._covariate_rows(batches)
             counts, codes = self._decode(drawn, batches, rows)
         generated = AnnData(counts, obs=self._obs(drawn, batches, rows))
-        generated.var_names = self._generated_genes()
+        fields = self.registry["field_registries"]  # type: ignore[attr-defined]
+        genes = fields[REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+        generated.var_names = list(map(str, genes))
         generated.obsm["codes"] = codes
         generated.uns["generated"] = {
             "model": type(self).__name__,
@@ -195,7 +197,10 @@ class GeneratingMixin:
             return known
         if self._setup("batch_key") is None:
             raise ValueError(f"batch={batch!r}: the model was set up without a batch_key.")
-        names = [batch] if isinstance(batch, str) or not _is_several(batch) else list(batch)
+        is_one = isinstance(batch, str) or not isinstance(
+            batch, Sequence | np.ndarray | pd.Index | pd.Series
+        )
+        names = [batch] if is_one else list(batch)
         numbers = {str(name): i for i, name in enumerate(self._batch_names)}
         there = {name: i for name, i in numbers.items() if i in known.tolist()}
         missing = [name for name in names if str(name) not in there]
@@ -267,15 +272,6 @@ class GeneratingMixin:
         obs["component"] = pd.Categorical(drawn.components.numpy())
         obs["depth"] = depth
         return obs
-
-    def _generated_genes(self) -> list[str]:
-        fields = self.registry["field_registries"]  # type: ignore[attr-defined]
-        names = fields[REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
-        return list(map(str, names))
-
-
-def _is_several(batch: Any) -> bool:
-    return isinstance(batch, Sequence | np.ndarray | pd.Index | pd.Series)
 
 
 def _some_of_each(batches: NDArray[Any]) -> NDArray[np.int64]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from itertools import chain, repeat
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -39,17 +40,13 @@ def fit_dispersions(
     optimizer = torch.optim.Adam([module.px_r], lr=RATE)
     falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(n_steps, 1))
     with _all_else_frozen(module), _dropping(module.z_encoder):
-        for _, tensors in zip(range(n_steps), _repeated(minibatches), strict=False):
+        repeated = chain.from_iterable(repeat(minibatches))
+        for _, tensors in zip(range(n_steps), repeated, strict=False):
             _, _, output = module(tensors)
             optimizer.zero_grad()
             output.reconstruction_loss_sum.div(output.n_obs_minibatch).backward()
             optimizer.step()
             falling.step()
-
-
-def _repeated(minibatches: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from minibatches
 
 
 @contextmanager

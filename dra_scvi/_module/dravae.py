@@ -48,10 +48,6 @@ def hidden_widths(n_hidden: int | Sequence[int], n_layers: int | None, n_latent:
     return [int(n_hidden)] * n_layers
 
 
-def _alone(scores: Tensor) -> Tensor:
-    return scores
-
-
 class DRAVAE(Autoencoder):
     """Adversarial variational autoencoder with dual matching (AVAE-DM).
 
@@ -183,7 +179,7 @@ class DRAVAE(Autoencoder):
         latent_weight: float = 1.0,
         data_weight: float = 1.0,
         within_components: bool = True,
-        gather: Callable[[Tensor], Tensor] = _alone,
+        gather: Callable[[Tensor], Tensor] = lambda scores: scores,
     ) -> dict[str, Tensor]:
         """Both divergences of dual matching, with the gradient of a two-player game.
 

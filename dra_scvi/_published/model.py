@@ -99,10 +99,18 @@ class PublishedDRA(BaseDRA):
             networks = published(n_latent).model
             n_hidden = n_hidden or networks["n_hidden"]
             n_hidden_discriminator = n_hidden_discriminator or networks["n_hidden_discriminator"]
-        arguments = self._get_init_params(locals())
-        check_model(arguments["non_kwargs"])
-        super().__init__(adata, use_observed_lib_size=False, **arguments["non_kwargs"])
-        self._init_arguments = arguments
+        check_model(locals())
+        super().__init__(
+            adata,
+            n_hidden=n_hidden,
+            n_latent=n_latent,
+            dropout_rate=dropout_rate,
+            use_observed_lib_size=False,
+            n_hidden_discriminator=n_hidden_discriminator,
+            leak=leak,
+            batch_norm=batch_norm,
+            prior=prior,
+        )
         input_max, library_mean, library_var = self._input_moments()
         self.module.input_max.fill_(input_max)
         self.module.library_mean.fill_(library_mean)
@@ -113,6 +121,7 @@ class PublishedDRA(BaseDRA):
             f"dropout_rate: {dropout_rate}, leak: {leak}, batch_norm: {batch_norm}, "
             f"prior: {prior}."
         )
+        self._init_arguments = self._get_init_params(locals())
         reason = "its networks are those of the released program, and not scVI's."
         self.init_params_ = {"non_kwargs": Refused(reason), "kwargs": {}}
 

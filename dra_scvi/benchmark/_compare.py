@@ -242,15 +242,12 @@ class _Comparison:
     def _kept(self, job: _Job) -> Row | None:
         """Return the row of a job that is in the table, whole."""
         kept = self.table.find(self._description(*job))
-        missing = [] if kept is None else [name for name in self._scored if kept.get(name) is None]
+        # what every run has; older tables, or those without scib-metrics, lack some
+        scores = (*ALWAYS_SCORED, *[f"integration_{INTEGRATION[-1]}"] * self.scores_integration)
+        missing = [] if kept is None else [name for name in scores if kept.get(name) is None]
         if missing:
             logger.info("%s is made again: the table lacks %s", self._title(job), missing[0])
         return None if missing else kept
-
-    @property
-    def _scored(self) -> tuple[str, ...]:
-        """Scores that every run has; older tables, or those without scib-metrics, lack some."""
-        return (*ALWAYS_SCORED, *[f"integration_{INTEGRATION[-1]}"] * self.scores_integration)
 
     def _add(self, job: _Job, result: Row) -> Row:
         row = {**self._description(*job), **result}

@@ -98,6 +98,8 @@ def realism(
     >>> metrics.realism(real, 2 * same)["depth"] > 0.9
     True
     """
+    from scipy.stats import ks_2samp
+
     check_number(n_components, "n_components", least=1)
     check_number(n_neighbors, "n_neighbors", least=1)
     check_seed(seed)
@@ -119,7 +121,7 @@ def realism(
         "mmd": _mmd(first[:MOST_CELLS], second[:MOST_CELLS]),
         **_gene_distances(*logs[:2]),
         "zeros": float(np.abs(_zeros(drawn[0]) - _zeros(drawn[1])).mean()),
-        "depth": _ks(*map(_totals, drawn)),
+        "depth": float(ks_2samp(*map(_totals, drawn)).statistic),
     }
 
 
@@ -255,9 +257,3 @@ def _correlations(values: Points) -> Points:
     length = np.linalg.norm(centred, axis=0)
     scaled = centred / np.where(length > 0, length, 1.0)
     return scaled.T @ scaled
-
-
-def _ks(real: Points, generated: Points) -> float:
-    from scipy.stats import ks_2samp
-
-    return float(ks_2samp(real, generated).statistic)

@@ -141,12 +141,11 @@ def _history(model_or_history: Any) -> dict[str, pd.Series]:
         tables = model_or_history.history
     if not tables:
         raise ValueError("there is no training history: call model.train() first")
-    return {str(name): _series(table) for name, table in tables.items()}
-
-
-def _series(table: pd.DataFrame | pd.Series) -> pd.Series:
-    column = table.iloc[:, 0] if isinstance(table, pd.DataFrame) else pd.Series(table)
-    return pd.Series(np.asarray(column, dtype=float), index=column.index)
+    history = {}
+    for name, table in tables.items():
+        column = table.iloc[:, 0] if isinstance(table, pd.DataFrame) else pd.Series(table)
+        history[str(name)] = pd.Series(np.asarray(column, dtype=float), index=column.index)
+    return history
 
 
 def _panels(history: Mapping[str, pd.Series], keys: Sequence[str] | None) -> list[_Panel]:

@@ -97,6 +97,15 @@ def test_any_matrix_of_the_same_counts_gives_the_same_embedding(
     np.testing.assert_allclose(embeddings[1], embeddings[0], atol=1e-5)
 
 
+def test_a_subclass_passes_on_what_its_constructor_does_not_name(adata: AnnData) -> None:
+    class Narrow(DRA):
+        def __init__(self, adata: AnnData, **kwargs: Any) -> None:
+            super().__init__(adata, n_latent=3, **kwargs)
+
+    Narrow.setup_anndata(adata)
+    assert Narrow(adata, n_hidden=8).module.n_latent == 3
+
+
 def test_counts_in_a_layer(adata: AnnData) -> None:
     adata.layers["counts"] = adata.X.copy()
     adata.X = adata.X.log1p()
