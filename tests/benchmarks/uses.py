@@ -6,8 +6,8 @@
 
 One half of the cells is there (the pilot); the other stands for what is not yet known.
 
-power: how often a type with 2 % of the cells gets a Leiden cluster of its own, in studies of 150,
-300 and 600 cells made of the pilot, beside studies drawn from the other half.
+power: how often a type with 2 % of the cells gets a Leiden cluster of its own, in studies of 200,
+400 and 800 cells made of the pilot, beside studies drawn from the other half.
 share: clusters and markers found in a set made of the pilot, beside those found in the other half.
 fill up: how well a classifier knows types of 5, 10 and 20 cells, with more cells of them made.
 
@@ -57,7 +57,7 @@ SETS = ("citeseq_pbmc_3762x2000", "human_kidney_young_5685x2000", "pbmc_facs_377
 QUIET = {"enable_progress_bar": False}
 N_COMPONENTS, N_NEIGHBORS, N_MARKERS = 20, 5, 20
 # power
-STUDY_SIZES, SHARE, REPEATS = (150, 300, 600), 0.02, 10
+STUDY_SIZES, SHARE, REPEATS = (200, 400, 800), 0.02, 10
 LEAST_CELLS, POOL, FOUND = 25, 5_000, 0.5
 # share
 RESOLUTION, LEAST_OF_CLUSTER = 0.5, 20
