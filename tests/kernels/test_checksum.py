@@ -96,6 +96,14 @@ def test_what_is_copied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [piece.nbytes for piece in _pieces(strided)] == [80] * 300  # one at least
 
 
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_threads_share_the_words(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.arange(101.0)
+    alone = checksum(array)
+    monkeypatch.setattr("dra_scvi._kernels.parts._MIN_ENTRIES_PER_THREAD", 1)
+    assert checksum(array, n_threads) == alone == in_whole_numbers(array.tobytes())
+
+
 def test_what_lies_in_one_piece_is_not_copied() -> None:
     array = np.arange(12.0).reshape(3, 4)
     for whole in (array, array.T):

@@ -387,6 +387,21 @@ def test_precisions_that_differ_are_computed_in_torch() -> None:
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_single_precision_on_a_cpu_takes_the_compiled_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One θ per gene in single precision: no gamma function of PyTorch, which take longer."""
+    x, mu, theta, zi_logits, _ = example(dtype=torch.float32)
+    for name in ("lgamma", "log1p"):
+        monkeypatch.delattr(torch, name)
+    for zi in (zi_logits, None):
+        assert count_log_prob(x, mu, theta, zi).isfinite().all()
+    assert log_counts(x).isfinite().all()
+    assert log_expression(mu, zi_logits, torch.ones(30, 1)).isfinite().all()
+    with pytest.raises(AttributeError, match="lgamma"):
+        count_log_prob(x.double(), mu.double(), theta.double())
+
+
 @shapes
 @families
 def test_nothing_is_read_from_other_devices(gene_wise: bool, inflated: bool) -> None:
