@@ -89,7 +89,7 @@ def test_error_can_be_copied(error: Exception, base: type, facts: dict) -> None:
         ),
         (
             TrainingInterruptedError(2, 33, Path("runs") / "last.ckpt"),
-            ["33 epochs", str(Path("runs") / "last.ckpt"), "resume=True", "--resume"],
+            ["33 epochs", str(Path("runs") / "last.ckpt"), "resume=True"],
         ),
     ],
     ids=["InvalidCountsError", "TrainingDivergedError", "TrainingInterruptedError"],

@@ -14,10 +14,7 @@ from dra_scvi._data.minibatches import DataSplitter
 from dra_scvi._data.rows import registered_rows
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
-from dra_scvi._model.arguments import (
-    check_model,
-    takes_cells,
-)
+from dra_scvi._model.arguments import check_model, takes_cells
 from dra_scvi._model.base import BaseDRA
 from dra_scvi._model.generating import GeneratingMixin
 from dra_scvi._model.getters import INFERENCE_BATCH_SIZE
@@ -190,18 +187,14 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
             self._validate_anndata()
 
     def _finish_training(self) -> None:
-        """Fit dispersions to training cells, in no more steps than training had.
-
-        At a learning rate of 0 they stay, as all that it is the rate of.
-        """
-        is_frozen = not self.trainer.lightning_module.lr
+        """Fit dispersions to training cells, in no more steps than training had, unless frozen."""
+        is_frozen = not self.trainer.lightning_module.lr  # as all that it is the rate of
         if self.adata is None or is_frozen or not has_dispersions_to_fit(self.module):
             return
-        # while training goes on, the model has not been told of them yet
-        cells = np.asarray(self.trainer.datamodule.train_idx)
+        cells = np.asarray(self.trainer.datamodule.train_idx)  # the model's own come at the end
         cells = cells[evenly_spaced(len(cells), DISPERSION_CELLS).numpy()]
         n_steps = min(DISPERSION_STEPS, self.trainer.global_step)
-        # a model is kept while nothing is learned, as after cells of validation
+        # SaveCheckpoint saves where no gradients are kept
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             loader = self._make_data_loader(self.adata, cells, batch_size=128, shuffle=True)
