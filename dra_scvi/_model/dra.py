@@ -193,12 +193,10 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
             return
         cells = np.asarray(self.trainer.datamodule.train_idx)  # the model's own come at the end
         cells = cells[evenly_spaced(len(cells), DISPERSION_CELLS).numpy()]
-        n_steps = min(DISPERSION_STEPS, self.trainer.global_step)
-        # SaveCheckpoint saves where no gradients are kept
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        with torch.random.fork_rng():
             torch.manual_seed(0)
             loader = self._make_data_loader(self.adata, cells, batch_size=128, shuffle=True)
-            fit_dispersions(self.module, loader, n_steps)
+            fit_dispersions(self.module, loader, min(DISPERSION_STEPS, self.trainer.global_step))
 
     def _calibrate(self) -> None:
         """Take from the cells how codes are embedded, and where they lie, by which cells are made.
