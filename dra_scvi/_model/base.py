@@ -6,6 +6,7 @@ import contextlib
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+import torch
 from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 from scvi.utils import setup_anndata_dsp
@@ -127,7 +128,8 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
     def _as_if_finished(self) -> Iterator[None]:
         """Finish training for the time of a block, and go on from before: for SaveCheckpoint."""
         before = [(p, p.detach().clone()) for p in self.module.parameters()]
-        self._finish_training()
+        with torch.inference_mode(False), torch.enable_grad():  # which validation goes without
+            self._finish_training()
         self._calibrate()
         try:
             yield

@@ -163,22 +163,16 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
             self._validate_anndata()
 
     def _finish_training(self) -> None:
-        """Fit dispersions to training cells, in no more steps than training had.
-
-        At a learning rate of 0 they stay, as all that it is the rate of.
-        """
-        is_frozen = not self.trainer.lightning_module.lr
+        """Fit dispersions to training cells, in no more steps than training had, unless frozen."""
+        is_frozen = not self.trainer.lightning_module.lr  # as all that it is the rate of
         if self.adata is None or is_frozen or not has_dispersions_to_fit(self.module):
             return
-        # while training goes on, the model has not been told of them yet
-        cells = np.asarray(self.trainer.datamodule.train_idx)
+        cells = np.asarray(self.trainer.datamodule.train_idx)  # the model's own come at the end
         cells = cells[evenly_spaced(len(cells), DISPERSION_CELLS).numpy()]
-        n_steps = min(DISPERSION_STEPS, self.trainer.global_step)
-        # a model is kept while nothing is learned, as after cells of validation
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        with torch.random.fork_rng():
             torch.manual_seed(0)
             loader = self._make_data_loader(self.adata, cells, batch_size=128, shuffle=True)
-            fit_dispersions(self.module, loader, n_steps)
+            fit_dispersions(self.module, loader, min(DISPERSION_STEPS, self.trainer.global_step))
 
     def _calibrate(self) -> None:
         """Take from the cells how codes are embedded, and where they lie, by which cells are made.
