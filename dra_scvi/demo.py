@@ -83,11 +83,7 @@ def run(
     times = np.diff([start, after_pca, after_scvi, perf_counter()])
     figures: dict[str, Any] = {
         "input": {"dataset": "pbmc68k", "n_cells": adata.n_obs, "n_genes": adata.n_vars},
-        "settings": {
-            "n_latent": N_LATENT,
-            "seed": seed,
-            "max_epochs": epochs,
-        },
+        "settings": {"n_latent": N_LATENT, "seed": seed, "max_epochs": epochs},
         "embeddings": {name: _scores(adata, name, seed) for name in TITLES},
     }
     for name in TITLES:
@@ -105,20 +101,8 @@ def conclusions(
 ) -> list[str]:
     """Say what may be concluded from each result, and what may not.
 
-    Parameters
-    ----------
-    embeddings
-        Scores by name, as :func:`run` returns them.
-    seconds
-        How long each took.
-    loss
-        The negative evidence lower bound of DR-A, by epoch.
-
-    Examples
-    --------
-    >>> scores = dict.fromkeys(TITLES, {"kmeans": {"nmi": 0.6}, "leiden": {"nmi": 0.6}})
-    >>> conclusions(scores, {"pca": 1.2, "dra": 20}, np.array([9.0, 8.0]))[1]
-    'Time: PCA 1 s, DRA 20 s; scVI for as many epochs as DRA (2), which is not its default.'
+    Embeddings are scores by name, as :func:`run` returns them, `seconds` how long each took, and
+    `loss` the negative evidence lower bound of DR-A, by epoch.
     """
     ranges = []
     for method, name in METHODS.items():

@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._config import CommaSeparated, Numbers
+from dra_scvi.cli._cells import remark
+from dra_scvi.cli._command import Common, command, warn
 from dra_scvi.cli._errors import in_options
-from dra_scvi.cli._paths import FileName, to_write
-from dra_scvi.cli._remarks import remark
+from dra_scvi.cli._options import (
+    COUNT,
+    SEED_LIMIT,
+    CommaSeparated,
+    FileName,
+    Numbers,
+    PathName,
+)
 from dra_scvi.cli._result import Result
-from dra_scvi.cli._session import PATH, SEED_LIMIT, Common, command, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
-
-__all__ = ["benchmark"]
 
 MODELS = "pca,scvi,dra"
 N_LATENT = "2,10,20"
@@ -58,14 +62,6 @@ class Models(CommaSeparated):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return names
-
-
-class Dimensions(Numbers):
-    """Numbers of dimensions: ``2,10,20``."""
-
-    name = "dimensions"
-    example = "2,10,20"
-    may_repeat = False
 
 
 @dataclass(frozen=True)
@@ -133,14 +129,8 @@ class BenchmarkRequest:
         }
 
 
-def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
-    if value.suffix != ".csv":
-        raise click.BadParameter(f"{str(value)!r} does not end in .csv.", ctx, param)
-    return value
-
-
 @command("benchmark")
-@click.argument("input_paths", metavar="INPUT...", nargs=-1, required=True, type=PATH)
+@click.argument("input_paths", metavar="INPUT...", nargs=-1, required=True, type=PathName())
 @click.option("--label-key", required=True, help="Column of obs with cell types.")
 @click.option("--batch-key", help="Column of obs with batches to integrate.")
 @click.option("--layer", show_default="X", help="Layer that holds the counts.")
@@ -148,28 +138,22 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     "--models",
     type=Models(),
     default=MODELS,
-    show_default=True,
     help="Among pca, fa (factor analysis), harmony (with --batch-key), scvi, scvi-short (as many "
     "epochs as dra), ldvae, drvi and jointembedding (scvi-tools 1.5), dra.",
 )
 @click.option(
-    "--n-latent", type=Dimensions(), show_default=N_LATENT, help="Dimensions of the embeddings."
+    "--n-latent",
+    type=Numbers("dimensions", N_LATENT, may_repeat=False),
+    show_default=N_LATENT,
+    help="Dimensions of the embeddings.",
 )
 @click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    show_default=str(SEEDS),
-    help="Number of seeds, counted from --seed.",
+    "--seeds", type=COUNT, show_default=str(SEEDS), help="Number of seeds, counted from --seed."
 )
-@click.option(
-    "--n-genes",
-    type=click.IntRange(min=1),
-    show_default="all",
-    help="Most variable genes to keep.",
-)
+@click.option("--n-genes", type=COUNT, show_default="all", help="Most variable genes to keep.")
 @click.option(
     "--max-epochs",
-    type=click.IntRange(min=1),
+    type=COUNT,
     show_default="each model's own",
     help="Epochs of all that train, alike.",
 )
@@ -179,18 +163,13 @@ def _csv(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
     help="A look in minutes: 1,000 cells, 10 dimensions, one seed, 50 epochs.",
 )
 @click.option(
-    "--parallel",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Runs at a time, each in a process of one thread.",
+    "--parallel", type=COUNT, default=1, help="Runs at a time, each in a process of one thread."
 )
 @click.option(
     "-o",
     "--output",
-    type=FileName(),
+    type=FileName(".csv"),
     required=True,
-    callback=_csv,
     metavar="TABLE.csv",
     help="One row per data set, model, dimensions and seed.",
 )
@@ -211,7 +190,7 @@ def benchmark(common: Common, **options: Any) -> Result:
     request.check_usage()
     request.check_seeds(common.seed)
     inputs = {f"INPUT {path}": path for path in request.input_paths}
-    common.rehearse(inputs, *to_write("--output", request.output, "table"))
+    common.rehearse(inputs, ("--output", request.output, "table"))
     Table(request.output, overwrite=common.force)
     _check_inputs(request)
     table = _run(request, common)
@@ -249,7 +228,7 @@ def _run(request: BenchmarkRequest, common: Common) -> pd.DataFrame:
     from dra_scvi._inputs.read import read_input
 
     tables = []
-    report = _Report()
+    kept: list[bool] = []
     try:
         for path in request.input_paths:
             adata = read_input(path)
@@ -267,26 +246,16 @@ def _run(request: BenchmarkRequest, common: Common) -> pd.DataFrame:
                     accelerator=common.accelerator,
                     progress=common.shows_bar,
                     parallel=request.parallel,
-                    on_row=report,
+                    on_row=lambda _, is_kept: kept.append(is_kept),
                 )
             tables.append(table)
     except (KeyboardInterrupt, SystemExit):
         common.say(f"{request.output} keeps finished runs; the same command goes on from there")
         raise
-    if report.kept:
-        common.say(f"kept {report.kept} runs found in {request.output}")
+    if any(kept):  # of the other runs the log tells
+        common.say(f"kept {sum(kept)} runs found in {request.output}")
     common.say(f"wrote {request.output}")
     return pd.concat(tables, ignore_index=True)
-
-
-class _Report:
-    """Counts the runs that were there before; of the others the log tells."""
-
-    def __init__(self) -> None:
-        self.kept = 0
-
-    def __call__(self, row: Mapping[str, Any], is_kept: bool) -> None:
-        self.kept += is_kept
 
 
 def _result(table: pd.DataFrame, request: BenchmarkRequest, common: Common) -> Result:
@@ -303,11 +272,11 @@ def _result(table: pd.DataFrame, request: BenchmarkRequest, common: Common) -> R
         "summary": _records(summaries),
     }
     means = _mean_rows(_records(summaries.drop_duplicates("model")))
-    differences = [
-        _difference_row(row) for row in _records(summaries) if _is_shown(row, summaries)
-    ]
-    again = [(PAIRED, differences)] if differences else []
-    return Result(figures, _title(table, request.quick), means, again)
+    # of DR-A, where there is that; JSON has the other differences as well
+    is_main = (summaries["model"] == "dra") | ("dra" not in set(summaries["model"]))
+    shown = summaries[is_main & (summaries["model"] != summaries["baseline"])]
+    differences = [_difference_row(row) for row in _records(shown)]
+    return Result(figures, _title(table, request.quick), means, [(PAIRED, differences)])
 
 
 def _summaries(table: pd.DataFrame) -> pd.DataFrame:
@@ -315,6 +284,7 @@ def _summaries(table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     from dra_scvi import benchmark as job
+    from dra_scvi.benchmark._pairs import MEASURES
 
     strongest = job.summary(table, metric=None)
     if not {"scvi", "dra"} <= set(table["model"]):
@@ -322,22 +292,13 @@ def _summaries(table: pd.DataFrame) -> pd.DataFrame:
     other = job.summary(table, "scvi", metric=None)
     is_new = (other["model"] == "dra") & (strongest["baseline"] != "scvi")
     both = pd.concat([strongest, other[is_new]])
-    return both.sort_values("metric", kind="stable", key=lambda names: names.map(_place))
-
-
-def _place(measure: str) -> int:
-    from dra_scvi.benchmark._pairs import MEASURES
-
-    return list(MEASURES).index(measure)
+    place = {measure: number for number, measure in enumerate(MEASURES)}
+    return both.sort_values("metric", kind="stable", key=lambda names: names.map(place))
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Turn rows into dictionaries, with None for what is missing."""
-    missing = table.isna().to_numpy()
-    return [
-        {name: None if m else v for name, v, m in zip(table.columns, values, gaps, strict=True)}
-        for values, gaps in zip(table.itertuples(index=False), missing, strict=True)
-    ]
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def _title(table: pd.DataFrame, quick: bool) -> str:
@@ -353,27 +314,18 @@ def _title(table: pd.DataFrame, quick: bool) -> str:
 
 def _mean_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Put measures below each other, and models, of which there are fewer, side by side."""
-    from dra_scvi.benchmark._pairs import MEASURES
+    from dra_scvi.benchmark._pairs import MEASURES, TITLES
 
-    names = {**MEASURES, **OTHERS}
-    means = []
-    for name, title in names.items():
-        if any(row.get(name) is not None for row in rows):
-            means.append({"": title, **{_column(row): row[name] for row in rows}})
-    return means
-
-
-def _column(row: Mapping[str, Any]) -> str:
-    from dra_scvi.benchmark._pairs import TITLES
-
-    failed = f" ({row['n_failed']} failed)" if row["n_failed"] else ""
-    return TITLES.get(row["model"], row["model"]) + failed
-
-
-def _is_shown(row: Mapping[str, Any], summaries: pd.DataFrame) -> bool:
-    """Whether a difference is one of DR-A, where there is that; JSON has the others as well."""
-    is_main = row["model"] == "dra" or "dra" not in set(summaries["model"])
-    return is_main and row["model"] != row["baseline"]
+    columns = [
+        TITLES.get(row["model"], row["model"])
+        + (f" ({row['n_failed']} failed)" if row["n_failed"] else "")
+        for row in rows
+    ]
+    return [
+        {"": title, **{column: row[name] for column, row in zip(columns, rows, strict=True)}}
+        for name, title in {**MEASURES, **OTHERS}.items()
+        if any(row.get(name) is not None for row in rows)
+    ]
 
 
 def _difference_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,32 +1,36 @@
-"""The cells that commands work on: read or left in their file, named, and written again."""
+"""Cells and models that commands work on: read, remarked on where they look odd, written again."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
+from dra_scvi.cli._command import Common, warn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from anndata import AnnData
 
-    from dra_scvi.cli._session import Common
-
-__all__ = ["checked_key", "read_or_open", "write_cells"]
+MANY_GENES, ENOUGH_GENES = 5_000, 2_000
+MANY_BATCHES = 100
+USUAL_BATCHES = frozenset(
+    {"batch", "batches", "batch_id", "sample", "sample_id", "donor", "donor_id", "patient"}
+    | {"patient_id", "orig.ident", "library", "library_id", "replicate"}
+)
 
 
 def read_or_open(
     path: Path, layer: str | None, out_of_core: bool | None, common: Common
-) -> tuple[AnnData, bool]:
-    """Read INPUT, or leave its counts where they are, and say which."""
+) -> tuple[AnnData, Path | None]:
+    """Read INPUT, or leave its counts where they are, and say which: the file is returned then."""
     from dra_scvi._inputs.out_of_core import open_stored, stays_in_file
     from dra_scvi._inputs.read import read_input
 
     if not stays_in_file(path, out_of_core):
-        return read_input(path), False
+        return read_input(path), None
     common.say(f"counts stay in {path}")
-    return open_stored(path, layer), True
+    return open_stored(path, layer), path
 
 
 def write_cells(
@@ -43,13 +47,78 @@ def write_cells(
     common.say(f"wrote {path}")
 
 
-def checked_key(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Refuse a name that nothing in a file can have."""
-    from dra_scvi._outputs.h5ad_content import check_key
+class SavedModel(NamedTuple):
+    """What is known of a saved model without any data."""
 
+    class_name: str
+    registry: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    genes: list[str]
+
+
+def read_saved(folder: Path) -> SavedModel:
+    """Read what a folder says of its model."""
+    from dra_scvi._folder.manifest import check_model_folder
+
+    check_model_folder(folder)
+    from dra_scvi._folder.read import checked_copy, read_model
+
+    file = folder / "model.pt"
+    with checked_copy(folder) as copy:
+        content = read_model(copy)
     try:
-        if value is not None:
-            check_key(value, str(param.name))
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-    return value
+        attributes = content["attr_dict"]
+        registry = attributes["registry_"]
+        name = registry["model_name"]
+        settings = attributes["init_params_"]["non_kwargs"]
+        genes = [str(gene) for gene in content["var_names"]]
+    except Exception as error:
+        kind = type(error).__name__
+        raise ValueError(
+            f"{file} is not a model saved by scvi-tools, or damaged ({kind})."
+        ) from error
+    if name not in ("DRA", "PublishedDRA"):
+        raise ValueError(f"{file} is a model of class {name}; DRA or PublishedDRA is needed.")
+    return SavedModel(name, registry, settings, genes)
+
+
+def remark(adata: AnnData, batch_key: str | None, n_genes: int | None, common: Common) -> None:
+    """Say, before the work begins, what looks like an oversight in INPUT or in the options."""
+    if batch_key is None:
+        _remark_on_unused_batches(adata, common)
+    else:
+        _warn_of_many_batches(adata, batch_key)
+    if n_genes is not None and n_genes > adata.n_vars:
+        common.say(f"--n-genes {n_genes}: INPUT has {adata.n_vars} genes, and all are taken")
+    elif n_genes is None and adata.n_vars > MANY_GENES:
+        common.say(
+            f"with all {adata.n_vars} genes this takes long; --n-genes {ENOUGH_GENES} takes the "
+            "most variable ones"
+        )
+
+
+def _remark_on_unused_batches(adata: AnnData, common: Common) -> None:
+    for name in adata.obs:
+        if str(name).lower() in USUAL_BATCHES:
+            n_values = adata.obs[name].nunique()
+            if 2 <= n_values <= MANY_BATCHES:
+                common.say(
+                    f"obs[{name!r}] has {n_values} values and is not used; --batch-key {name} "
+                    "integrates them"
+                )
+                return
+
+
+def _warn_of_many_batches(adata: AnnData, batch_key: str) -> None:
+    import pandas as pd
+
+    column = adata.obs[batch_key]
+    n_values = column.nunique()
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if (is_number and n_values > MANY_BATCHES) or 2 * n_values > adata.n_obs > MANY_BATCHES:
+        kind = "different numbers" if is_number else "different values"
+        warn(
+            f"--batch-key {batch_key} has {n_values} {kind} in {adata.n_obs} cells, each of which "
+            "becomes a batch; is it a measurement or a name of cells rather than a batch?"
+        )

@@ -1,40 +1,25 @@
-"""What train adds to an embedding: clusters and UMAP, under names that are free; the report."""
+"""What train adds to an embedding: clusters and UMAP, under names that are free."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dra_scvi.cli._session import KEY_ADDED, Common, warn
+from dra_scvi.cli._command import Common, warn
+from dra_scvi.cli._options import KEY_ADDED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from anndata import AnnData
 
-    from dra_scvi._model.dra import DRA
     from dra_scvi.cli._train_request import TrainRequest
-
-__all__ = ["UMAP", "add_clusters", "check_free", "write_report"]
 
 UMAP = "X_umap"
 FEWEST_CELLS = 10
 
 
 def check_free(adata: AnnData, request: TrainRequest, source: Path | None, common: Common) -> None:
-    """Refuse too few cells, and names that INPUT has unless they may be replaced.
-
-    Parameters
-    ----------
-    adata
-        INPUT.
-    request
-        Says what is going to be added.
-    source
-        INPUT, where it was not read as a whole.
-    common
-        Says whether outputs may be replaced.
-    """
+    """Refuse too few cells, and names that INPUT, or its file, has unless they may be replaced."""
     from dra_scvi._inputs.out_of_core import stored_keys
 
     if (request.adds_leiden or request.adds_umap) and adata.n_obs < FEWEST_CELLS:
@@ -59,7 +44,8 @@ def add_clusters(adata: AnnData, request: TrainRequest, common: Common) -> dict[
 
     if not request.adds_leiden and not request.adds_umap:
         return {}
-    common.say(f"finding {' and '.join(_things(request))}")
+    things = ["clusters"] * request.adds_leiden + ["the UMAP"] * request.adds_umap
+    common.say(f"finding {' and '.join(things)}")
     suggestion = tl.cluster(
         adata,
         KEY_ADDED,
@@ -88,36 +74,3 @@ def add_clusters(adata: AnnData, request: TrainRequest, common: Common) -> dict[
             "n_clusters": n_clusters,
         }
     }
-
-
-def write_report(
-    model: DRA,
-    adata: AnnData,
-    figures: Mapping[str, Any],
-    request: TrainRequest,
-    common: Common,
-) -> None:
-    """Write the page, where it was asked for."""
-    from dra_scvi._outputs.files import write_text
-    from dra_scvi.report._write import page
-
-    if request.report is None:
-        return
-    text = page(
-        model,
-        adata,
-        label_key=request.label_key,
-        cluster_key=request.LEIDEN,
-        use_rep=KEY_ADDED,
-        umap_key=UMAP,
-        seed=common.seed,
-        title=request.input_path.name,
-        scores={name: figures[name] for name in ("kmeans", "leiden") if name in figures},
-        scored=figures.get("cells", "all"),
-    )
-    write_text(text, request.report, common.force)
-    common.say(f"wrote {request.report}")
-
-
-def _things(request: TrainRequest) -> list[str]:
-    return ["clusters"] * request.adds_leiden + ["the UMAP"] * request.adds_umap

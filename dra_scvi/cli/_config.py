@@ -3,62 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from dra_scvi.cli._options import CommaSeparated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import yaml
 
-__all__ = ["CONFIG", "CommaSeparated", "Numbers", "config_option", "finite"]
-
 MOST_BYTES = 2**16
 CONFIG = "dra_scvi.config"  # where a command finds the file that was named
-
-
-class CommaSeparated(click.ParamType):
-    """Several values in one word, separated by commas; in YAML a list does as well."""
-
-    metavar = "N[,N...]"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Show how several values are written."""
-        return self.metavar
-
-
-class Numbers(CommaSeparated):
-    """Whole numbers from 1, separated by commas."""
-
-    example = "1,2"
-    may_repeat = True
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        """Split at commas."""
-        if isinstance(value, list):
-            return value
-        try:
-            numbers = [int(number) for number in str(value).split(",")]
-        except ValueError:
-            numbers = []
-        is_repeated = not self.may_repeat and len(set(numbers)) < len(numbers)
-        if not numbers or min(numbers) < 1 or is_repeated:
-            self.fail(
-                f"{value!r} is not a list of {self.name} such as {self.example}.", param, ctx
-            )
-        return numbers
-
-
-def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN, which is in every range, and infinity."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no finite number.", ctx, param)
-    return value
 
 
 def config_option() -> click.Option:

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import click
 
-from dra_scvi.cli._paths import FolderName, to_write
+from dra_scvi.cli._command import Common, command
+from dra_scvi.cli._options import FolderName
 from dra_scvi.cli._result import Result
-from dra_scvi.cli._session import (
-    Common,
-    command,
-)
 
 
 @command("demo")
@@ -20,7 +17,6 @@ from dra_scvi.cli._session import (
     "--output",
     type=FolderName(),
     default=Path("dra-scvi-demo"),
-    show_default=True,
     metavar="DIR",
     help="Folder for the results.",
 )
@@ -35,7 +31,7 @@ def demo(common: Common, output: Path) -> Result:
     from dra_scvi import demo as job
     from dra_scvi._outputs.files import atomic_folder
 
-    common.rehearse({}, *to_write("--output", output, "results"))
+    common.rehearse({}, ("--output", output, "results"))
     common.say("embedding 700 cells with PCA, scVI and DR-A")
     with atomic_folder(output, common.force) as temporary:
         figures = job.run(temporary, common.seed, common.accelerator, common.shows_bar)

@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import checked_key, read_or_open, write_cells
-from dra_scvi.cli._paths import to_write
-from dra_scvi.cli._result import Result
-from dra_scvi.cli._saved import SavedModel, read_saved
-from dra_scvi.cli._session import (
+from dra_scvi.cli._cells import SavedModel, read_or_open, read_saved, write_cells
+from dra_scvi.cli._command import Common, command
+from dra_scvi.cli._options import (
     KEY_ADDED,
-    PATH,
-    Common,
-    command,
-    input_argument,
+    PathName,
+    checked_key,
     out_of_core_option,
     output_option,
+    path_argument,
 )
+from dra_scvi.cli._result import Result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,17 +26,13 @@ if TYPE_CHECKING:
 
 
 @command("embed")
-@input_argument()
+@path_argument("input_path", "INPUT")
 @click.option(
-    "--model", "model_dir", type=PATH, required=True, metavar="DIR", help="A saved model."
+    "--model", "model_dir", type=PathName(), required=True, metavar="DIR", help="A saved model."
 )
 @output_option()
 @click.option(
-    "--key-added",
-    default=KEY_ADDED,
-    show_default=True,
-    callback=checked_key,
-    help="Key of obsm for the embedding.",
+    "--key-added", default=KEY_ADDED, callback=checked_key, help="Key of obsm for the embedding."
 )
 @out_of_core_option()
 def embed(
@@ -57,18 +51,18 @@ def embed(
 
     Example: dra-scvi embed more.h5ad --model model --output out.h5ad
     """
-    common.rehearse({"INPUT": input_path, "--model": model_dir}, *to_write("--output", output))
+    common.rehearse({"INPUT": input_path, "--model": model_dir}, ("--output", output, "file"))
     saved = read_saved(model_dir)
     from dra_scvi._data.query import query_for
     from dra_scvi._outputs.h5ad_content import check_writable
 
     setup = saved.registry["setup_args"]
-    adata, is_stored = read_or_open(input_path, setup["layer"], out_of_core, common)
+    adata, source = read_or_open(input_path, setup["layer"], out_of_core, common)
     check_writable(adata)
     query = query_for(adata, saved.genes, setup)
     common.say(f"embedding {adata.n_obs} cells")
     adata.obsm[key_added] = _encode(query, model_dir, saved, common)
-    write_cells(adata, output, input_path if is_stored else None, common)
+    write_cells(adata, output, source, common)
     figures = {
         "input": {"n_cells": adata.n_obs, "n_genes": adata.n_vars},
         "settings": {"model_class": saved.class_name, "key_added": key_added, "seed": common.seed},

@@ -18,16 +18,6 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = [
-    "Program",
-    "Unfinished",
-    "close_stdout",
-    "exit_code",
-    "in_options",
-    "is_first_process",
-    "one_line",
-]
-
 PROGRAM = "dra-scvi"
 BUG = 1
 SIGNAL_OFFSET = 128

@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dra_scvi.cli._command import Common, command
+from dra_scvi.cli._options import KEY_ADDED, path_argument
 from dra_scvi.cli._result import Result
 from dra_scvi.cli._scores import check_labels, clustering, clustering_rows, integration_rows
-from dra_scvi.cli._session import (
-    KEY_ADDED,
-    Common,
-    command,
-    input_argument,
-)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,11 +19,9 @@ if TYPE_CHECKING:
 
 
 @command("evaluate")
-@input_argument()
+@path_argument("input_path", "INPUT")
 @click.option("--label-key", required=True, help="Column of obs with cell types.")
-@click.option(
-    "--use-rep", default=KEY_ADDED, show_default=True, help="Key of obsm with the embedding."
-)
+@click.option("--use-rep", default=KEY_ADDED, help="Key of obsm with the embedding.")
 @click.option("--batch-key", help="Column of obs with batches, to score how well they mix.")
 def evaluate(
     common: Common, input_path: Path, label_key: str, use_rep: str, batch_key: str | None

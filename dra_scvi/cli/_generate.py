@@ -6,22 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dra_scvi.cli._cells import write_cells
-from dra_scvi.cli._paths import to_write
+from dra_scvi.cli._cells import read_saved, write_cells
+from dra_scvi.cli._command import Common, command
+from dra_scvi.cli._options import COUNT, output_option, path_argument
 from dra_scvi.cli._result import Result
-from dra_scvi.cli._saved import read_saved
-from dra_scvi.cli._session import PATH, Common, command, output_option
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @command("generate")
-@click.argument("model_dir", metavar="MODEL", type=PATH)
+@path_argument("model_dir", "MODEL")
 # messages about data speak of n_cells, and mean something else
-@click.option(
-    "--n-cells", "how_many", type=click.IntRange(min=1), required=True, help="Number of cells."
-)
+@click.option("--n-cells", "how_many", type=COUNT, required=True, help="Number of cells.")
 @output_option("Where the cells are written.")
 @click.option(
     "--batch",
@@ -39,7 +36,7 @@ def generate(
 
     Example: dra-scvi generate model --n-cells 5000 --output made.h5ad
     """
-    common.rehearse({"MODEL": model_dir}, *to_write("--output", output))
+    common.rehearse({"MODEL": model_dir}, ("--output", output, "file"))
     saved = read_saved(model_dir)
     if saved.class_name != "DRA":
         raise ValueError(f"{model_dir} is a {saved.class_name}, which makes no cells; DRA does.")

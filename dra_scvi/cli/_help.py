@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["HELP_NAMES", "SECTIONS", "Command"]
-
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 # what is in none of them comes last, as "Other"

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
+from dra_scvi.cli._cells import read_saved
+from dra_scvi.cli._command import Common, command
+from dra_scvi.cli._options import path_argument
 from dra_scvi.cli._result import Result
-from dra_scvi.cli._saved import SavedModel, read_saved
-from dra_scvi.cli._session import (
-    PATH,
-    Common,
-    command,
-)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +16,7 @@ GENES_SHOWN = 5
 
 
 @command("info")
-@click.argument("model_dir", metavar="DIR", type=PATH)
+@path_argument("model_dir", "DIR")
 def info(common: Common, model_dir: Path) -> Result:
     """Say what the model saved in DIR is.
 
@@ -33,13 +28,13 @@ def info(common: Common, model_dir: Path) -> Result:
     saved = read_saved(model_dir)
     from dra_scvi._module.priors import effective_prior
 
-    setup = saved.registry["setup_args"]
+    setup, fields = saved.registry["setup_args"], saved.registry["field_registries"]
     facts = {
         "class": saved.class_name,
         "n_latent": saved.settings["n_latent"],
         "prior": effective_prior(saved.settings),
         "n_genes": len(saved.genes),
-        "n_batch": _n_batch(saved),
+        "n_batch": fields["batch"]["summary_stats"]["n_batch"],
         "layer": setup["layer"],
         "batch_key": setup["batch_key"],
         "scvi_version": saved.registry["scvi_version"],
@@ -48,7 +43,3 @@ def info(common: Common, model_dir: Path) -> Result:
     shown = {**facts, "first_genes": ", ".join(saved.genes[:GENES_SHOWN])}
     rows = [{"field": name, "value": "-" if v is None else str(v)} for name, v in shown.items()]
     return Result({"model": facts}, f"Model in {model_dir.name}", rows)
-
-
-def _n_batch(saved: SavedModel) -> int:
-    return int(saved.registry["field_registries"]["batch"]["summary_stats"]["n_batch"])

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import checked_key, read_or_open, write_cells
-from dra_scvi.cli._config import finite
-from dra_scvi.cli._paths import to_write
-from dra_scvi.cli._result import Result
-from dra_scvi.cli._saved import SavedModel, read_saved
-from dra_scvi.cli._session import (
+from dra_scvi.cli._cells import SavedModel, read_or_open, read_saved, write_cells
+from dra_scvi.cli._command import Common, command
+from dra_scvi.cli._options import (
+    COUNT,
     KEY_ADDED,
-    PATH,
-    Common,
-    command,
+    PathName,
+    checked_key,
+    finite,
     out_of_core_option,
     output_option,
+    path_argument,
 )
+from dra_scvi.cli._result import Result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,16 +27,14 @@ if TYPE_CHECKING:
 
     from dra_scvi import DRA
 
-UNKNOWN = "unknown"
-
 
 @command("map")
-@click.argument("model_dir", metavar="MODEL", type=PATH)
-@click.argument("input_path", metavar="QUERY", type=PATH)
+@path_argument("model_dir", "MODEL")
+@path_argument("input_path", "QUERY")
 @click.option(
     "--reference",
     "reference_path",
-    type=PATH,
+    type=PathName(),
     metavar="REF.h5ad",
     show_default="those saved with MODEL",
     help="Cells whose types are known.",
@@ -50,18 +47,11 @@ UNKNOWN = "unknown"
     show_default="LABEL-KEY_transferred",
     help="Column of obs for the types.",
 )
-@click.option(
-    "--n-neighbors",
-    type=click.IntRange(min=1),
-    default=15,
-    show_default=True,
-    help="How many cells vote.",
-)
+@click.option("--n-neighbors", type=COUNT, default=15, help="How many cells vote.")
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
     default=0.5,
-    show_default=True,
     callback=finite,
     help="Probability below which a cell is unknown.",
 )
@@ -69,15 +59,12 @@ UNKNOWN = "unknown"
     "--far-quantile",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.99,
-    show_default=True,
     callback=finite,
     help="Share of cells of a type within the distance beyond which a cell is unknown.",
 )
 @click.option("--any-distance", is_flag=True, help="Call no cell unknown for its distance.")
 @click.option("--balanced", is_flag=True, help="Let types weigh the same, the rare ones too.")
-@click.option(
-    "--unknown", default=UNKNOWN, show_default=True, help="What cells of no type are called."
-)
+@click.option("--unknown", default="unknown", help="What cells of no type are called.")
 @click.option(
     "--max-epochs",
     type=click.IntRange(min=0),
@@ -105,10 +92,8 @@ def map_query(
 
     Example: dra-scvi map model more.h5ad --reference cells.h5ad --label-key cell_type -o out.h5ad
     """
-    inputs = {"MODEL": model_dir, "QUERY": input_path}
-    if reference_path is not None:
-        inputs["--reference"] = reference_path
-    common.rehearse(inputs, *to_write("--output", output))
+    inputs = {"MODEL": model_dir, "QUERY": input_path, "--reference": reference_path}
+    common.rehearse(inputs, ("--output", output, "file"))
     saved = read_saved(model_dir)
     if saved.class_name != "DRA":
         raise ValueError(f"{model_dir} is a {saved.class_name}, which maps no cells; DRA does.")
@@ -117,7 +102,7 @@ def map_query(
     from dra_scvi._outputs.h5ad_content import check_writable
 
     layer = saved.registry["setup_args"]["layer"]
-    adata, is_stored = read_or_open(input_path, layer, out_of_core, common)
+    adata, source = read_or_open(input_path, layer, out_of_core, common)
     check_writable(adata)
     common.say(f"mapping {adata.n_obs} cells")
     if any_distance:
@@ -129,7 +114,7 @@ def map_query(
     }
     train = {"enable_progress_bar": common.shows_bar}
     tl.transfer_labels(model, adata, label_key, **options, **given, train_kwargs=train)
-    write_cells(adata, output, input_path if is_stored else None, common, with_obs=True)
+    write_cells(adata, output, source, common, with_obs=True)
     key = f"{label_key}_transferred" if key_added is None else key_added
     figures = _figures(adata, key, model.adata.n_obs)
     figures["settings"] |= {"seed": common.seed, "max_epochs": options["max_epochs"]}
@@ -208,10 +193,6 @@ def _rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
         "recognised": "recognised",
     }
     return [
-        {"type": name} | {title: _known(found.get(key)) for title, key in columns.items()}
+        {"type": name} | {title: found.get(key) for title, key in columns.items()}
         for name, found in shown
     ]
-
-
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value

@@ -11,9 +11,7 @@ from dra_scvi.cli._errors import close_stdout
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dra_scvi.cli._session import Common
-
-__all__ = ["Result", "finish"]
+    from dra_scvi.cli._command import Common
 
 SCHEMA_VERSION = 1
 
@@ -53,9 +51,8 @@ def _emit(name: str, result: Result, common: Common) -> None:
         header = {"schema_version": SCHEMA_VERSION, "command": name}
         figures = {**header, "version": version("dra_scvi"), **result.figures}
         write_json(_without_nan(figures), common.json, common.force)
-    if common.json == "-":
-        return
-    if common.json is not None:
+        if str(common.json) == "-":
+            return
         common.say(f"wrote {common.json}")
     if sys.stdout is None:
         return
@@ -88,6 +85,6 @@ def _print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -8,30 +8,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dra_scvi.cli._clusters import UMAP
 from dra_scvi.cli._errors import Unfinished
+from dra_scvi.cli._options import KEY_ADDED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    from anndata import AnnData
 
     from dra_scvi._model.dra import DRA
-    from dra_scvi.cli._session import Common
+    from dra_scvi.cli._command import Common
     from dra_scvi.cli._train_request import TrainRequest
-
-__all__ = ["Saving"]
 
 
 class Saving:
-    """Writes what training has led to; nothing of it may be lost.
-
-    Parameters
-    ----------
-    model
-        Trained.
-    request
-        Says where.
-    common
-        Tells what was written.
-    """
+    """Writes what training has led to; nothing of it may be lost."""
 
     def __init__(self, model: DRA, request: TrainRequest, common: Common) -> None:
         self.model, self.request, self.common = model, request, common
@@ -139,6 +131,31 @@ class Saving:
             except Exception:  # noqa: BLE001 - the next place may take it
                 continue
             return
+
+
+def write_report(
+    model: DRA, adata: AnnData, figures: Mapping[str, Any], request: TrainRequest, common: Common
+) -> None:
+    """Write the page, where it was asked for."""
+    from dra_scvi._outputs.files import write_text
+    from dra_scvi.report._write import page
+
+    if request.report is None:
+        return
+    text = page(
+        model,
+        adata,
+        label_key=request.label_key,
+        cluster_key=request.LEIDEN,
+        use_rep=KEY_ADDED,
+        umap_key=UMAP,
+        seed=common.seed,
+        title=request.input_path.name,
+        scores={name: figures[name] for name in ("kmeans", "leiden") if name in figures},
+        scored=figures.get("cells", "all"),
+    )
+    write_text(text, request.report, common.force)
+    common.say(f"wrote {request.report}")
 
 
 def _named(error: Exception, folder: Path) -> Exception:

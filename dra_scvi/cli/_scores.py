@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["check_labels", "clustering", "clustering_rows", "integration_rows"]
-
 MIN_CELLS_TO_SCORE = 3
 INTEGRATION_TITLES = {
     "total": "total",

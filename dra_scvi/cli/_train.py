@@ -6,45 +6,38 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import read_or_open, write_cells
-from dra_scvi.cli._clusters import add_clusters, check_free, write_report
-from dra_scvi.cli._config import finite
+from dra_scvi.cli._cells import read_or_open, remark, write_cells
+from dra_scvi.cli._clusters import add_clusters, check_free
+from dra_scvi.cli._command import Common, command, warn
 from dra_scvi.cli._errors import one_line
-from dra_scvi.cli._paths import FileName, FolderName
-from dra_scvi.cli._remarks import remark
-from dra_scvi.cli._result import Result
-from dra_scvi.cli._saving import Saving
-from dra_scvi.cli._scores import check_labels, clustering, clustering_rows
-from dra_scvi.cli._session import (
+from dra_scvi.cli._options import (
+    COUNT,
     KEY_ADDED,
-    Common,
-    command,
-    input_argument,
+    FileName,
+    FolderName,
+    Numbers,
+    finite,
     out_of_core_option,
     output_option,
-    warn,
+    path_argument,
 )
-from dra_scvi.cli._train_request import TrainRequest, Widths
+from dra_scvi.cli._result import Result
+from dra_scvi.cli._saving import Saving, write_report
+from dra_scvi.cli._scores import check_labels, clustering, clustering_rows
+from dra_scvi.cli._train_request import TrainRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from anndata import AnnData
 
     from dra_scvi._model.dra import DRA
 
-__all__ = ["train"]
-
-
-def _html(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and value.suffix.lower() not in (".html", ".htm"):
-        raise click.BadParameter(f"{str(value)!r} does not end in .html.", ctx, param)
-    return value
+WIDTHS = Numbers("widths", "128 or 512,512")
 
 
 @command("train")
-@input_argument()
+@path_argument("input_path", "INPUT")
 @output_option()
 @click.option("--model-dir", type=FolderName(), metavar="DIR", help="Save the trained model here.")
 @click.option("--layer", show_default="X", help="Layer that holds the counts.")
@@ -56,21 +49,12 @@ def _html(ctx: click.Context, param: click.Parameter, value: Path | None) -> Pat
     show_default="all",
     help="Train on this number of the most variable genes only.",
 )
-@click.option(
-    "--n-latent",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="Dimensions of the embedding.",
-)
+@click.option("--n-latent", type=COUNT, default=10, help="Dimensions of the embedding.")
 @click.option(
     "--preset", type=click.Choice(["published"]), help="Run the released program's settings."
 )
 @click.option(
-    "--max-epochs",
-    type=click.IntRange(min=1),
-    show_default="fewer, the more cells",
-    help="Passes over the cells.",
+    "--max-epochs", type=COUNT, show_default="fewer, the more cells", help="Passes over the cells."
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=2), show_default="128", help="Cells in a minibatch."
@@ -89,14 +73,11 @@ def _html(ctx: click.Context, param: click.Parameter, value: Path | None) -> Pat
     help="Momentum of Adam; with --preset published.",
 )
 @click.option(
-    "--n-hidden",
-    type=Widths(),
-    show_default="128",
-    help="Widths of the encoder's hidden layers.",
+    "--n-hidden", type=WIDTHS, show_default="128", help="Widths of the encoder's hidden layers."
 )
 @click.option(
     "--n-hidden-discriminator",
-    type=Widths(),
+    type=WIDTHS,
     show_default="64",
     help="Widths of the discriminators' hidden layers.",
 )
@@ -141,8 +122,7 @@ def _html(ctx: click.Context, param: click.Parameter, value: Path | None) -> Pat
 @click.option("--umap", is_flag=True, help='Write the UMAP of the embedding to obsm["X_umap"].')
 @click.option(
     "--report",
-    type=FileName(),
-    callback=_html,
+    type=FileName(".html", ".htm", ".HTML", ".HTM"),
     metavar="FILE.html",
     help="Write a page with figures, markers and settings; with --leiden and --umap.",
 )
@@ -154,16 +134,14 @@ def _html(ctx: click.Context, param: click.Parameter, value: Path | None) -> Pat
 )
 @click.option(
     "--devices",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1,
-    show_default=True,
     help="Devices, or processes on a CPU, that share the cells.",
 )
 @click.option(
     "--nodes",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1,
-    show_default=True,
     help="Machines with so many devices each, under torchrun or Slurm.",
 )
 @out_of_core_option()
@@ -189,8 +167,7 @@ def train(common: Common, **options: Any) -> Result | None:
     request.check_usage()
     request.rehearse(common)
     wanted = False if request.preset else request.out_of_core
-    adata, is_stored = read_or_open(request.input_path, request.layer, wanted, common)
-    source = request.input_path if is_stored else None
+    adata, source = read_or_open(request.input_path, request.layer, wanted, common)
     _check_trainable(adata, request)
     check_free(adata, request, source, common)
     remark(adata, request.batch_key, request.n_genes, common)
@@ -246,7 +223,7 @@ def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
         n_latent=request.n_latent,
         key_added=KEY_ADDED,
         seed=common.seed,
-        preset="published" if request.preset else None,
+        preset=request.preset,
         max_epochs=request.max_epochs,
         accelerator=common.accelerator,
         model_kwargs=request.model_kwargs,

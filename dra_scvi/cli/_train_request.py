@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
-
-from dra_scvi.cli._config import Numbers
-from dra_scvi.cli._paths import to_write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dra_scvi.cli._session import Common
-
-__all__ = ["TrainRequest", "Widths"]
+    from dra_scvi.cli._command import Common
 
 PUBLISHED_DIMENSIONS = (2, 10, 20)
-
-
-class Widths(Numbers):
-    """Widths of hidden layers: ``128``, or ``512,512``."""
-
-    name = "widths"
-    example = "128 or 512,512"
 
 
 @dataclass(frozen=True)
@@ -39,7 +27,7 @@ class TrainRequest:
     label_key: str | None
     n_genes: int | None
     n_latent: int
-    preset: str | None
+    preset: Literal["published"] | None
     max_epochs: int | None
     batch_size: int | None
     learning_rate: float | None
@@ -86,26 +74,27 @@ class TrainRequest:
             return
         if self.devices * self.nodes > 1:
             raise click.UsageError("--preset published runs on one device.")
-        if self.out_of_core:
-            raise click.UsageError("--out-of-core cannot be chosen with --preset published.")
         if self.n_latent not in PUBLISHED_DIMENSIONS:
             raise click.UsageError(
                 f"--preset published takes --n-latent 2, 10 or 20, not {self.n_latent}."
             )
-        if self.divergence is not None:
-            raise click.UsageError("--divergence cannot be chosen with --preset published.")
-        if self.prior == "mixture":
-            raise click.UsageError("--prior mixture cannot be chosen with --preset published.")
+        for option, is_given in (
+            ("--out-of-core", self.out_of_core),
+            ("--divergence", self.divergence is not None),
+            ("--prior mixture", self.prior == "mixture"),
+        ):
+            if is_given:
+                raise click.UsageError(f"{option} cannot be chosen with --preset published.")
 
     def rehearse(self, common: Common) -> None:
         """Check that everything can be written."""
         common.rehearse(
             {"INPUT": self.input_path},
-            *to_write("--output", self.output),
-            *to_write("the checkpoint", self.checkpoint, "table"),
-            *to_write("--model-dir", self.model_dir, "folder"),
-            *to_write("--metrics-log", self.metrics_log, "log"),
-            *to_write("--report", self.report),
+            ("--output", self.output, "file"),
+            ("the checkpoint", self.checkpoint, "table"),
+            ("--model-dir", self.model_dir, "folder"),
+            ("--metrics-log", self.metrics_log, "log"),
+            ("--report", self.report, "file"),
         )
 
     def _check_clusters(self) -> None:

@@ -9,8 +9,6 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Step", "next_steps"]
-
 ENOUGH_EPOCHS = 20
 STILL_FALLING = 0.05  # share of the whole fall that is left to the last tenth of the epochs
 ONE_BATCH, OF_MANY = 0.9, 0.6

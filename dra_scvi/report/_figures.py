@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-__all__ = ["Figure", "draw_curves", "draw_umap"]
-
 DOTS_PER_INCH = 150
 MOST_CATEGORIES = 48
 NAMES_TOLD = 12
@@ -62,9 +60,7 @@ def draw_umap(adata: AnnData, basis: str, column: pd.Series, title: str, sentenc
     stored = Lookup(adata)(column.name).colours  # of categories that no cell has as well
     colours = [stored[name] for name in names if name in stored]
     cells = anndata.AnnData(
-        obs=column.to_frame(key),
-        obsm={basis: adata.obsm[basis]},
-        uns={f"{key}_colors": colours},
+        obs=column.to_frame(key), obsm={basis: adata.obsm[basis]}, uns={f"{key}_colors": colours}
     )
     drawn = pl.embedding(cells, basis, color=key, show=False)
     shown = ", ".join(names[:NAMES_TOLD]) + ", ..." * (len(names) > NAMES_TOLD)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["MOST_CELLS", "Marker", "find_markers"]
-
 MOST_CELLS = 20_000
 MOST_CLUSTERS = 60
 GENES_SHOWN = 8
@@ -39,24 +37,11 @@ class Marker(NamedTuple):
 def find_markers(
     counts: Any, genes: Sequence[str], clusters: pd.Series, seed: int
 ) -> dict[str, list[Marker]]:
-    """Find genes that mark clusters.
+    """Find genes that mark clusters, at most eight for each, the clearest first.
 
-    Parameters
-    ----------
-    counts
-        Raw, ``(n_cells, n_genes)``, in memory or stored. Of more than 20,000 cells so many are
-        drawn.
-    genes
-        Their names.
-    clusters
-        Of every cell; the 60 largest are looked at.
-    seed
-        Seed of the draw.
-
-    Returns
-    -------
-    From the name of a cluster to its markers, at most eight, the clearest first. A cluster of
-    fewer than three cells is left out; where all cells are in one, there is nothing.
+    Counts are raw, in memory or stored; of more than 20,000 cells so many are drawn. Of many
+    clusters the 60 largest are looked at. A cluster of fewer than three cells is left out; where
+    all cells are in one, there is nothing.
     """
     rows = np.arange(len(clusters))
     if len(rows) > MOST_CELLS:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-__all__ = ["Quality", "batch_rows", "measure", "quality_rows"]
-
 MOST_BATCHES = 30
 
 
@@ -59,15 +57,7 @@ def _sums(block: Any, axis: int) -> NDArray[np.float64]:
 
 
 def quality_rows(quality: Quality, n_trained: int) -> list[tuple[str, str]]:
-    """Describe counts, a line each.
-
-    Parameters
-    ----------
-    quality
-        Of all genes.
-    n_trained
-        Genes that the model was trained on.
-    """
+    """Describe counts of all genes, `n_trained` of which the model saw, a line each."""
     n_cells = len(quality.depth)
     share = 1 - quality.n_found.sum() / max(1, n_cells * quality.n_genes)
     genes = f"{quality.n_genes:,}"

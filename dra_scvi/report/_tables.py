@@ -17,22 +17,9 @@ if TYPE_CHECKING:
     from dra_scvi._model.base import BaseDRA
     from dra_scvi.report._markers import Marker
 
-__all__ = [
-    "ClusterRow",
-    "Resolution",
-    "cluster_rows",
-    "columns_of",
-    "resolution_of",
-    "score_rows",
-    "settings_of",
-]
-
 MOST_ROWS = 200
 MISSING = "missing"
-METHODS = {
-    "kmeans": "k-means, told the number of labels",
-    "leiden": "Leiden at resolution 1",
-}
+METHODS = {"kmeans": "k-means, told the number of labels", "leiden": "Leiden at resolution 1"}
 
 
 class ClusterRow(NamedTuple):

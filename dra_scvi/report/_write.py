@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-
 TEMPLATE = "page.html"
 PACKAGES = (
     *("dra_scvi", "scvi-tools", "torch", "scanpy", "anndata"),
@@ -134,18 +133,10 @@ def page(
     scores: Mapping[str, Mapping[str, Any]] | None = None,
     scored: str = "all",
 ) -> str:
-    """Compose the page of :func:`write`.
+    """Compose the page of :func:`write`, about cells that are called `title`.
 
-    Parameters
-    ----------
-    title
-        What the cells are called.
-    scores
-        By method, as :func:`dra_scvi.metrics.clustering` returns them; computed unless given.
-    scored
-        Which cells the scores are of.
-
-    The others are those of :func:`write`.
+    Scores are by method, as :func:`dra_scvi.metrics.clustering` returns them, of the cells that
+    `scored` names; computed unless given.
     """
     if not isinstance(model, BaseDRA):
         raise TypeError(f"model must be a trained DRA, not {type(model).__name__}")
