@@ -24,7 +24,7 @@ def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
 def points_on_a_line(gap: float) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     time = np.sort(rng.random(200))
-    points = np.column_stack([time + gap * (time > 0.5), rng.normal(scale=0.01, size=200)])
+    points = np.column_stack([time + gap * (time > 0.6), rng.normal(scale=0.01, size=200)])
     return time, points
 
 
@@ -37,7 +37,7 @@ def test_order_and_tears_of_a_line(script: Any, gap: float) -> None:
     cells = script.Cells(AnnData(points), [line], np.ones(200, bool), np.full(200, "x"), [])
     found = {row["measure"]: row["value"] for row in script.line_scores(points, cells)}
     if gap:
-        assert found["whole"] < 0.6
+        assert found["whole"] < 0.7
         assert found["joined"] == 0
     else:
         assert found["whole"] == 1
