@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._data.unchanged import comparing_once
-from dra_scvi._threads import own_threads
+from dra_scvi._threads import within_own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,6 +229,7 @@ def takes_cells(getter: Method) -> Method:
     """
     signature = inspect.signature(getter)
 
+    @within_own_threads
     @functools.wraps(getter)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
@@ -241,7 +242,7 @@ def takes_cells(getter: Method) -> Method:
             # differential expression also takes a query of columns, as a string
             if adata is not None and cells is not None and not isinstance(cells, str):
                 arguments[name] = as_positions(cells, adata.n_obs, name)
-        with own_threads(), comparing_once():
+        with comparing_once():
             return getter(*given.args, **given.kwargs)
 
     return checked  # type: ignore[return-value]
