@@ -167,7 +167,9 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
         is_frozen = not self.trainer.lightning_module.lr  # as all that it is the rate of
         if self.adata is None or is_frozen or not has_dispersions_to_fit(self.module):
             return
-        cells = np.asarray(self.trainer.datamodule.train_idx)  # the model's own come at the end
+        # the model's own come at the end; a user's data module need not tell
+        training = getattr(self.trainer.datamodule, "train_idx", None)
+        cells = np.arange(self.adata.n_obs) if training is None else np.asarray(training)
         cells = cells[evenly_spaced(len(cells), DISPERSION_CELLS).numpy()]
         with torch.random.fork_rng():
             torch.manual_seed(0)

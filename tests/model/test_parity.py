@@ -785,6 +785,16 @@ def test_a_data_module_in_place_of_an_anndata(tmp_path: Path) -> None:
         DRA()
 
 
+def test_a_data_module_beside_an_anndata() -> None:
+    adata = cells()
+    DRA.setup_anndata(adata, batch_key="batch")
+    model = DRA(adata, n_hidden=8, n_latent=3)
+    before = model.module.px_r.detach().clone()
+    model.train(datamodule=Counts(adata), max_epochs=1, **QUIET)
+    assert model.get_latent_representation().shape == (N_CELLS, 3)
+    assert not torch.equal(model.module.px_r, before)
+
+
 def test_the_default_number_of_epochs_follows_a_data_module(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
