@@ -3,7 +3,7 @@ process DRASCVI_TRAIN {
     label 'process_medium'
 
     conda "${moduleDir}/environment.yml"
-    container "ghcr.io/OWNER/dra_scvi:0.1.0"
+    container "ghcr.io/OWNER/dra_scvi:0.2.0"
 
     input:
     tuple val(meta), path(cells)
