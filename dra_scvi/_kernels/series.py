@@ -71,13 +71,17 @@ def exp_negative(x: Any) -> Any:
 
 
 @jit
-def fast_log(x: Any) -> Any:
-    """Natural logarithm of a positive float32: ln m = 2 artanh((m - 1) / (m + 1))."""
+def _split(x: Any) -> Any:
+    """Return n and m of a positive float32 2^n m, with m from sqrt(1/2) up to sqrt(2)."""
     # an offset moves the cut of the mantissa from 1 to sqrt(1/2)
     bits = _float_bits(x) - np.int32(0x3F3504F3)
-    n = bits >> np.int32(23)
     m = _bits_float((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3))
-    s = (m - np.float32(1.0)) / (m + np.float32(1.0))
+    return bits >> np.int32(23), m
+
+
+@jit
+def _two_artanh(n: Any, s: Any) -> Any:
+    """Return n ln 2 + 2 artanh(s)."""
     s2 = s * s
     series = np.float32(2 / 9)
     series = series * s2 + np.float32(2 / 7)
@@ -88,10 +92,21 @@ def fast_log(x: Any) -> Any:
 
 
 @jit
+def fast_log(x: Any) -> Any:
+    """Natural logarithm of a positive float32: ln m = 2 artanh((m - 1) / (m + 1))."""
+    n, m = _split(x)
+    return _two_artanh(n, (m - np.float32(1.0)) / (m + np.float32(1.0)))
+
+
+@jit
 def fast_log1p(x: Any) -> Any:
-    """Return ln(1 + x) of a float32 x ≥ 0, with what the rounding of 1 + x drops."""
-    y = np.float32(1.0) + x
-    return fast_log(y) + (x - (y - np.float32(1.0))) / y
+    """Return ln(1 + x) of a float32 x ≥ 0, from x itself where 1 + x is near 1."""
+    n, m = _split(np.float32(1.0) + x)
+    above, added = (
+        (x, x + np.float32(2.0)) if n == 0 else (m - np.float32(1.0), m + np.float32(1.0))
+    )
+    is_finite = (_float_bits(x) & np.int32(0x7FFFFFFF)) < np.int32(0x7F800000)
+    return _two_artanh(n, above / added) if is_finite else x
 
 
 @jit

@@ -68,7 +68,7 @@ def paired(table: pd.DataFrame) -> pd.DataFrame:
 
 def number(value: float, decimals: int = 3) -> str:
     """Write a score as the tables do, `.731`."""
-    return "" if pd.isna(value) else f"{value:.{decimals}f}".replace("0.", ".", 1)
+    return "" if pd.isna(value) else f"{value:.{decimals}f}".removeprefix("0")
 
 
 def means(table: pd.DataFrame) -> list[str]:

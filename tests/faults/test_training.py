@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from scvi.distributions import NegativeBinomial
 
 from dra_scvi import DRA, PublishedDRA, TrainingDivergedError, benchmark, demo, metrics, tl
+from dra_scvi._kernels.likelihood import count_log_prob
 from tests.helpers import QUIET, SMALL, STRICT, cells, embed, equal, fit, invoke, weights
 
 if TYPE_CHECKING:
@@ -217,3 +219,14 @@ def test_seeds_of_a_comparison_that_go_too_far(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.exit_code == 2, done.stderr
     assert "--seed 4294967294: the seeds counted from it go beyond 4294967295" in done.stderr
+
+
+@pytest.mark.parametrize("theta", [1.0, 1e4, 1e6])
+def test_likelihood_of_genes_without_overdispersion(theta: float) -> None:
+    """Genes next to Poisson: a cell's log-likelihood is right to seven digits, not to two."""
+    generator = torch.Generator().manual_seed(0)
+    mu = 10 ** (5 * torch.rand((20, 300), generator=generator) - 4)
+    x, dispersion = torch.poisson(mu, generator=generator), torch.full((300,), theta)
+    exact = NegativeBinomial(mu=mu.double(), theta=dispersion.double()).log_prob(x.double())
+    found = count_log_prob(x, mu, dispersion)
+    torch.testing.assert_close(found.double(), exact.sum(-1), rtol=5e-7, atol=0)
