@@ -20,7 +20,7 @@ from scvi.data.fields import (
 )
 
 from dra_scvi._compat import is_minified
-from dra_scvi._data.keys import NAMES_SHOWN, counted, validate_keys
+from dra_scvi._data.columns import NAMES_SHOWN, counted, validate_keys
 from dra_scvi._data.query import check_genes
 from dra_scvi._data.validation import validate_counts
 

@@ -9,8 +9,8 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from dra_scvi._data.keys import counted, validate_keys
-from dra_scvi._data.stored_matrix import is_stored
+from dra_scvi._data.columns import counted, validate_keys
+from dra_scvi._data.stored_rows import is_stored
 from dra_scvi._exceptions import GeneMismatchError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Subset
 
 from dra_scvi._compat import MANAGER_UUID_KEY, default_dtype
-from dra_scvi._data.structure import cast
+from dra_scvi._data.matrices import cast
 from dra_scvi._data.unchanged import Snapshot
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from dra_scvi._data.stored_matrix import is_stored, read_rows
-from dra_scvi._data.structure import cast, check_structure
+from dra_scvi._data.matrices import cast, check_structure
+from dra_scvi._data.stored_rows import is_stored, read_rows
 from dra_scvi._kernels.likelihood import log_counts
 from dra_scvi._kernels.rows import gather_rows, project_rows
 from dra_scvi._threads import kernel_threads

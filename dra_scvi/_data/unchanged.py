@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from dra_scvi._data.keys import counted, named_layers
-from dra_scvi._data.structure import blocks, place_of
+from dra_scvi._data.columns import counted, named_layers
+from dra_scvi._data.matrices import blocks, place_of
 from dra_scvi._data.validation import holds_counts
 from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
 from dra_scvi._kernels.checksum import checksum

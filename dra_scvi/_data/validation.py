@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from dra_scvi._data.keys import NAMES_SHOWN, counted, named_layers, validate_keys
-from dra_scvi._data.structure import blocks, check_structure, check_type, place_of, stored_values
+from dra_scvi._data.columns import NAMES_SHOWN, counted, named_layers, validate_keys
+from dra_scvi._data.matrices import blocks, check_structure, check_type, place_of, stored_values
 from dra_scvi._exceptions import InvalidCountsError
 
 if TYPE_CHECKING:

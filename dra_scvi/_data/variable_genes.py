@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from dra_scvi._data.keys import validate_keys
+from dra_scvi._data.columns import validate_keys
 from dra_scvi._exceptions import first_line
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from anndata.abc import CSCDataset
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from dra_scvi._data.stored_matrix import is_stored, read_rows
+from dra_scvi._data.stored_rows import is_stored, read_rows
 from dra_scvi._exceptions import InputError
 from dra_scvi._inputs.hdf5_links import check_links
 from dra_scvi._inputs.hdf5_probe import check_hdf5

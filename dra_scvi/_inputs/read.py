@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import anndata
 import h5py
 
-from dra_scvi._data.keys import closest, named_layers
-from dra_scvi._data.structure import check_structure, sign_indices
+from dra_scvi._data.columns import closest, named_layers
+from dra_scvi._data.matrices import check_structure, sign_indices
 from dra_scvi._exceptions import InputError, first_line, message_of
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._inputs.memory import check_room

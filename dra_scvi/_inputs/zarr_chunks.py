@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from dra_scvi._data.structure import check_structure
+from dra_scvi._data.matrices import check_structure
 from dra_scvi._exceptions import InputError, InvalidCountsError
 
 if TYPE_CHECKING:

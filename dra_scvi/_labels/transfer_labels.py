@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._argument_kinds import check_adata, check_number, check_seed
-from dra_scvi._data.keys import counted
+from dra_scvi._data.columns import counted
 from dra_scvi._labels.calibration import temper
 from dra_scvi._labels.classifier import Classifier, Prediction
 from dra_scvi._labels.query import encode_query

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dra_scvi._argument_kinds import check_distinguishable
-from dra_scvi._data.keys import counted, unknown_key
+from dra_scvi._data.columns import counted, unknown_key
 
 if TYPE_CHECKING:
     from anndata import AnnData

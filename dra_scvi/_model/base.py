@@ -13,6 +13,7 @@ from scvi.utils import setup_anndata_dsp
 from torch.nn import BatchNorm1d
 
 from dra_scvi._compat import is_minified, minified_type
+from dra_scvi._data.columns import validate_keys
 from dra_scvi._data.fields import (
     CategoriesField,
     CategoryField,
@@ -20,7 +21,6 @@ from dra_scvi._data.fields import (
     NumbersField,
     SizeFactorField,
 )
-from dra_scvi._data.keys import validate_keys
 from dra_scvi._data.registration import CountsManager
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._model.arguments import check_columns, check_training, refuse_mudata

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dra_scvi._data.keys import named_layers
+from dra_scvi._data.columns import named_layers
 from dra_scvi._outputs.drafts import (
     clear_dead_drafts,
     destination,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dra_scvi._data.keys import named_layers
+from dra_scvi._data.columns import named_layers
 
 if TYPE_CHECKING:
     from anndata import AnnData

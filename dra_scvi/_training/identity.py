@@ -14,8 +14,8 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 
-from dra_scvi._data.stored_matrix import is_stored
-from dra_scvi._data.structure import blocks
+from dra_scvi._data.matrices import blocks
+from dra_scvi._data.stored_rows import is_stored
 from dra_scvi._training.plain_settings import as_plain, not_comparable
 
 if TYPE_CHECKING:

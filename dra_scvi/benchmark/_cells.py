@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dra_scvi._data.keys import validate_keys
+from dra_scvi._data.columns import validate_keys
 from dra_scvi._data.validation import validate_counts
 from dra_scvi._data.variable_genes import bare_counts, log_normalised, select_genes
 from dra_scvi.metrics import _input

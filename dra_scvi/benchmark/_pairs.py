@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dra_scvi._argument_kinds import check_table as check_kind
-from dra_scvi._data.keys import unknown_key
+from dra_scvi._data.columns import unknown_key
 
 if TYPE_CHECKING:
     import pandas as pd

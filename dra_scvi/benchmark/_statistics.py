@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dra_scvi._data.keys import unknown_key
+from dra_scvi._data.columns import unknown_key
 from dra_scvi.benchmark._pairs import BASELINES, CELL, MEANS, MEASURES, check_table, pairs
 from dra_scvi.benchmark._ranks import ranks
 

@@ -34,7 +34,7 @@ def evaluate(
 
     Example: dra-scvi evaluate embedded.h5ad --label-key cell_type --json -
     """
-    from dra_scvi._data.keys import unknown_key, validate_keys
+    from dra_scvi._data.columns import unknown_key, validate_keys
     from dra_scvi._inputs.read import read_input
 
     if batch_key is not None and importlib.util.find_spec("scib_metrics") is None:

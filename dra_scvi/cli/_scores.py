@@ -33,7 +33,7 @@ def check_labels(adata: AnnData, label_key: str | None) -> None:
     """Check that cells can be scored against a column of labels."""
     if label_key is None:
         return
-    from dra_scvi._data.keys import validate_keys
+    from dra_scvi._data.columns import validate_keys
 
     validate_keys(adata, obs_keys={"label_key": label_key})
     missing = int(adata.obs[label_key].isna().sum())

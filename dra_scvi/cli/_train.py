@@ -193,7 +193,7 @@ def train(common: Common, **options: Any) -> Result | None:
 
 def _check_trainable(adata: AnnData, request: TrainRequest) -> None:
     """Check all of INPUT before the first line about training."""
-    from dra_scvi._data.keys import validate_keys
+    from dra_scvi._data.columns import validate_keys
     from dra_scvi._data.validation import validate_counts
     from dra_scvi._outputs.h5ad_content import check_writable
 

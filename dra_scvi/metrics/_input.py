@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._argument_kinds import matrix, one_per_cell
-from dra_scvi._data.keys import unknown_key, validate_keys
+from dra_scvi._data.columns import unknown_key, validate_keys
 
 if TYPE_CHECKING:
     from anndata import AnnData

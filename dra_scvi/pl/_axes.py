@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._argument_kinds import check_number
-from dra_scvi._data.keys import unknown_key
+from dra_scvi._data.columns import unknown_key
 from dra_scvi.pl._figures import COLOURS, check_names, finish, is_shown, literal, make_axes
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dra_scvi._data.keys import unknown_key
+from dra_scvi._data.columns import unknown_key
 from dra_scvi.benchmark import _pairs
 from dra_scvi.benchmark._statistics import interval
 from dra_scvi.pl._figures import COLOURS, finish, is_shown, make_axes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from dra_scvi._argument_kinds import check_adata
-from dra_scvi._data.keys import unknown_key
+from dra_scvi._data.columns import unknown_key
 from dra_scvi.benchmark._pairs import TITLES
 from dra_scvi.pl._figures import SIDE, check_names, finish, is_shown, make_axes
 from dra_scvi.pl._scatter import PANEL, Legend, Panel, Style, draw_panel, spread_labels

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dra_scvi._data.keys import unknown_key
+from dra_scvi._data.columns import unknown_key
 from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, finish, is_shown, make_axes
 
 if TYPE_CHECKING:

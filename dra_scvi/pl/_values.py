@@ -12,8 +12,8 @@ import pandas as pd
 from scipy.sparse import issparse
 
 from dra_scvi._argument_kinds import check_distinguishable
-from dra_scvi._data.keys import unknown_key, validate_keys
-from dra_scvi._data.structure import blocks
+from dra_scvi._data.columns import unknown_key, validate_keys
+from dra_scvi._data.matrices import blocks
 from dra_scvi._data.validation import holds_counts
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dra_scvi import pl
-from dra_scvi._data.keys import counted
+from dra_scvi._data.columns import counted
 from dra_scvi.pl._training import PANELS
 from dra_scvi.pl._values import Lookup
 

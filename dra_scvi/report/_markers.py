@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from dra_scvi._data.stored_matrix import read_rows
+from dra_scvi._data.stored_rows import read_rows
 from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dra_scvi._data.structure import blocks
+from dra_scvi._data.matrices import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

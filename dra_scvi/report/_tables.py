@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from dra_scvi._data.keys import validate_keys
+from dra_scvi._data.columns import validate_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dra_scvi import metrics
 from dra_scvi._argument_kinds import check_adata, check_seed
-from dra_scvi._data.keys import validate_keys
+from dra_scvi._data.columns import validate_keys
 from dra_scvi._model.base import BaseDRA
 from dra_scvi._outputs.files import check_parent, write_text
 from dra_scvi.metrics._input import DEFAULT_REP, points_of

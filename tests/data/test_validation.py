@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from dra_scvi._data import structure
-from dra_scvi._data.keys import named_layers, validate_keys
+from dra_scvi._data import matrices
+from dra_scvi._data.columns import named_layers, validate_keys
 from dra_scvi._data.validation import holds_counts, validate_counts
 from dra_scvi._exceptions import InvalidCountsError
 
@@ -57,7 +57,7 @@ def named(matrix: object, **kwargs: object) -> AnnData:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(structure, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(matrices, "BLOCK_ROWS", 5)
 
 
 @pytest.mark.usefixtures("small_blocks")

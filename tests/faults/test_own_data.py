@@ -16,9 +16,9 @@ from anndata import AnnData
 from scipy import sparse
 
 from dra_scvi import DRA, PublishedDRA
+from dra_scvi._data.matrices import check_structure
 from dra_scvi._data.minibatches import Minibatches, Share
 from dra_scvi._data.rows import StoredRows
-from dra_scvi._data.structure import check_structure
 from dra_scvi._data.validation import validate_counts
 from dra_scvi._exceptions import GeneMismatchError, InvalidCountsError
 from dra_scvi._kernels import compiled as _count_kernel

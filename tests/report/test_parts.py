@@ -34,7 +34,7 @@ def categories(values: list[str], name: str = "leiden") -> pd.Series:
 def test_quality_however_counts_are_stored(
     stored: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dra_scvi._data.structure.BLOCK_ROWS", 7)  # blocks that end amid cells
+    monkeypatch.setattr("dra_scvi._data.matrices.BLOCK_ROWS", 7)  # blocks that end amid cells
     found = measure(stored(COUNTS), GENES)
     assert np.array_equal(found.depth, COUNTS.sum(1))
     assert np.array_equal(found.n_found, (COUNTS > 0).sum(1))

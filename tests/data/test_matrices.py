@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from dra_scvi._data import structure
-from dra_scvi._data.structure import (
+from dra_scvi._data import matrices
+from dra_scvi._data.matrices import (
     blocks,
     check_structure,
     check_type,
@@ -169,8 +169,8 @@ def test_blocks_put_together_are_the_matrix(
     form: str, rows: int, entries: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = np.arange(20.0).reshape(5, 4) if form != "csc" else np.arange(20.0).reshape(4, 5)
-    monkeypatch.setattr(structure, "BLOCK_ROWS", rows)
-    monkeypatch.setattr(structure, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(matrices, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(matrices, "BLOCK_ENTRIES", entries)
     found = np.full(whole.shape, -1.0)
     lengths = []
     for row, column, block in blocks(FORMS[form](whole)):
@@ -196,8 +196,8 @@ def test_blocks_of_what_is_elsewhere() -> None:
     unsigned = sparse.csr_matrix(DENSE)
     unsigned.indptr = unsigned.indptr.astype(np.uint64)
     lazy = SimpleNamespace(compute=lambda: unsigned)
-    assert structure._in_memory(lazy).indptr.dtype == np.int64
-    assert (structure.BLOCK_ROWS, structure.BLOCK_ENTRIES) == (4096, 2**24)
+    assert matrices._in_memory(lazy).indptr.dtype == np.int64
+    assert (matrices.BLOCK_ROWS, matrices.BLOCK_ENTRIES) == (4096, 2**24)
 
 
 def test_values_that_are_stored() -> None:
