@@ -176,7 +176,7 @@ def _dra(
     params = {
         "layer": layer or "X",
         "batch_key": batch_key or "",
-        "n_latent": n_latent,
+        "n_latent": model.module.n_latent,  # which model_kwargs may set as well
         "key_added": key_added,
         "seed": int(seed),
         "preset": preset or "",

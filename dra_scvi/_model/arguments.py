@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from dra_scvi._argument_kinds import check_adata
+from dra_scvi._data.keys import unknown_key, validate_keys
 from dra_scvi._data.unchanged import comparing_once
 from dra_scvi._threads import within_own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     Method = TypeVar("Method", bound=Callable[..., Any])
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
 # lowest value of arguments that are whole numbers
 WHOLE_NUMBERS = {"n_latent": 1, "n_components": 1, "n_neighbors": 0}
 WIDTHS = ("n_hidden", "n_hidden_discriminator")
+# words that scvi-tools looks up late, or takes any other in place of
+CHOICES = {
+    "gene_likelihood": ("zinb", "nb", "poisson", "normal"),
+    "latent_distribution": ("normal", "ln"),
+}
 # lowest and highest value, and whether they are allowed themselves
 SHARES = {
     "dropout_rate": (True, False),
@@ -42,7 +50,7 @@ CELLS = ("indices", "idx1", "idx2")
 
 
 def check_model(arguments: Mapping[str, Any]) -> None:
-    """Check the sizes among the arguments that a model is made with.
+    """Check sizes and words among the arguments that a model is made with.
 
     >>> check_model({"n_latent": 10, "n_hidden": [128, 64], "n_layers": None})
     >>> check_model({"n_latent": 0})
@@ -58,6 +66,10 @@ def check_model(arguments: Mapping[str, Any]) -> None:
     for name in WIDTHS:
         if arguments.get(name) is not None:
             _check_widths(name, arguments[name])
+    for name, choices in CHOICES.items():
+        if arguments.get(name, choices[0]) not in choices:
+            words = ", ".join(map(repr, choices))
+            raise ValueError(f"{name} must be one of {words}, not {arguments[name]!r}.")
     check_shares(arguments)
 
 
@@ -79,6 +91,8 @@ def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> N
         *most, last = map(repr, PRECISIONS)
         raise ValueError(f"precision={precision!r}: {', '.join(most)} or {last} is needed.")
     plan = arguments.get("plan_kwargs") or {}
+    if not isinstance(plan, Mapping):
+        raise TypeError(f"plan_kwargs={plan!r}: a dictionary is needed, such as {{'lr': 1e-3}}.")
     for name in RATES:
         _check_rate(name, plan.get(name, 0.0))
     given = {k: v for k, v in arguments.items() if v is not None}
@@ -209,7 +223,7 @@ def as_positions(cells: Any, n_cells: int, argument: str = "indices") -> NDArray
         return np.empty(0, np.int64)
     if values.dtype.kind not in "iu":
         raise TypeError(
-            f"{argument} holds {values[0]!r}: positions of cells, or a mask, are needed; "
+            f"{argument} holds {values.tolist()[0]!r}: positions of cells, or a mask, are needed; "
             "adata.obs_names.get_indexer(names) gives the positions of names."
         )
     for outside in (int(values.min()), int(values.max())):
@@ -237,15 +251,40 @@ def takes_cells(getter: Method) -> Method:
         check_batch_size(arguments.get("batch_size"))
         adata = arguments.get("adata")
         adata = self.adata if adata is None else adata
+        if adata is not None:
+            check_adata(adata)
+            _check_names(arguments, adata)
         for name in CELLS:
             cells = arguments.get(name)
             # differential expression also takes a query of columns, as a string
-            if adata is not None and cells is not None and not isinstance(cells, str):
+            is_query = isinstance(cells, str) and name != "indices"
+            if adata is not None and cells is not None and not is_query:
                 arguments[name] = as_positions(cells, adata.n_obs, name)
         with comparing_once():
             return getter(*given.args, **given.kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def _check_names(arguments: Mapping[str, Any], adata: AnnData) -> None:
+    """Check names of genes, columns and groups, of which scvi-tools passes over unknown ones."""
+    genes = arguments.get("gene_list")
+    if isinstance(genes, str):
+        raise TypeError(f"gene_list={genes!r}: a list of names is needed.")
+    for gene in genes if genes is not None else ():
+        if gene not in adata.var_names:
+            raise KeyError(unknown_key("gene_list", gene, "a gene of adata", adata.var_names))
+    keys = {name: arguments.get(name) for name in ("groupby", "sample_key")}
+    validate_keys(adata, obs_keys={name: key for name, key in keys.items() if key is not None})
+    if keys["groupby"] is None or arguments.get("idx1") is not None:  # which goes before groups
+        return
+    known = adata.obs[keys["groupby"]].unique()
+    for name in ("group1", "group2"):
+        groups = arguments.get(name)
+        for group in groups if pd.api.types.is_list_like(groups) else [groups]:
+            if group is not None and group not in known:
+                place = f"a value of adata.obs[{keys['groupby']!r}]"
+                raise KeyError(unknown_key(name, group, place, known))
 
 
 def refuse_mudata(adata: Any) -> None:

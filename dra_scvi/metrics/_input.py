@@ -57,7 +57,17 @@ def codes_of(
     if _is_adata(embedding) and isinstance(values, str):
         validate_keys(embedding, obs_keys={name: values})
         return label_codes(embedding.obs[values], n_cells, f"{name}={values!r}")
+    if _is_adata(embedding) and isinstance(values, pd.Series | pd.DataFrame):
+        _check_order(values.index, embedding.obs_names, name)
     return label_codes(values, n_cells, name)
+
+
+def _check_order(index: pd.Index, cells: pd.Index, name: str) -> None:
+    """Refuse values of the same cells in another order, which would be taken by their place."""
+    if len(index) == len(cells) and not index.equals(cells) and set(index) == set(cells):
+        raise ValueError(
+            f"{name} has the cells in another order than adata: pass {name}.loc[adata.obs_names]."
+        )
 
 
 def checked_embedding(embedding: Any, argument: str = "embedding") -> NDArray[np.floating]:

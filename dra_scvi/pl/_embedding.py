@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from dra_scvi._argument_kinds import check_adata
+from dra_scvi._argument_kinds import check_adata, check_number
 from dra_scvi._data.columns import unknown_key
 from dra_scvi.benchmark._pairs import TITLES
 from dra_scvi.pl._figures import SIDE, check_names, finish, is_shown, make_axes
@@ -123,11 +123,15 @@ def embedding(
     check_adata(adata, ("obs", "obsm"))
     check_names("basis", basis)
     check_names("color", [] if color is None else color)
+    if ncols is not None:
+        check_number(ncols, "ncols", least=1)
     names = [_basis_key(adata, key) for key in ([basis] if isinstance(basis, str) else basis)]
     keys = [color] if isinstance(color, str) or color is None else list(color)
     values_of = Lookup(adata, layer, use_raw, gene_symbols)
     shown = [None if key is None else values_of(key) for key in keys]
     panels = _panels(adata, names, shown, (vmin, vmax))
+    if not panels:
+        raise ValueError("there is nothing to draw: basis and color have to name something")
     if ax is not None and len(panels) > 1:
         raise ValueError(f"ax takes one embedding in one colour, not {len(panels)} panels")
     style = Style(_known(legend), size, cmap, palette, kwargs)

@@ -15,7 +15,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from dra_scvi import DRA, PublishedDRA
+from dra_scvi import DRA, PublishedDRA, metrics
 from dra_scvi._data.matrices import check_structure
 from dra_scvi._data.minibatches import Minibatches, Share
 from dra_scvi._data.rows import StoredRows
@@ -892,3 +892,69 @@ def test_two_counts_of_one_cell_that_change_places(convert: Callable[[Any], Any]
         counts[cell, [1, 5]] = counts[cell, [5, 1]]
     adata.X = convert(counts)
     assert np.isfinite(model.get_latent_representation()).all()
+
+
+NAMES: dict[str, tuple[Callable[[DRA], Any], type[Exception], str]] = {
+    "gene": (
+        lambda m: m.get_normalized_expression(gene_list=["gene_1", "gene_99"]),
+        KeyError,
+        "gene_list='gene_99' is not a gene of adata",
+    ),
+    "one gene": (
+        lambda m: m.posterior_predictive_sample(gene_list="gene_1"),
+        TypeError,
+        "gene_list='gene_1': a list of names is needed",
+    ),
+    "column": (
+        lambda m: m.differential_expression(groupby="type"),
+        KeyError,
+        "groupby='type' is not a column of adata.obs",
+    ),
+    "sample": (
+        lambda m: m.differential_abundance(sample_key="bach"),
+        KeyError,
+        "sample_key='bach' is not a column of adata.obs; did you mean 'batch'",
+    ),
+    "first group": (
+        lambda m: m.differential_expression(groupby="cell_type", group1="type_9"),
+        KeyError,
+        "group1='type_9' is not a value of adata.obs\\['cell_type'\\]",
+    ),
+    "second group": (
+        lambda m: m.differential_expression(groupby="cell_type", group1=["type_0"], group2="B"),
+        KeyError,
+        "group2='B' is not a value",
+    ),
+    "cells": (
+        lambda m: m.get_latent_representation(indices="all"),
+        TypeError,
+        "indices holds 'all': positions of cells",
+    ),
+    "file": (
+        lambda m: m.get_latent_representation("cells.h5ad"),
+        TypeError,
+        "adata must be an AnnData, not str; read it first",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names_that_getters_do_not_find(case: str) -> None:
+    """Genes, columns, groups and cells that are not there are refused, not passed over."""
+    call, error, words = NAMES[case]
+    adata = cells()
+    DRA.setup_anndata(adata, batch_key="batch")
+    model = DRA(adata, **SMALL)
+    model.is_trained_ = True
+    with pytest.raises(error, match=words):
+        call(model)
+
+
+def test_labels_of_the_same_cells_in_another_order() -> None:
+    """Labels of an AnnData's cells in another order are not taken for those of other cells."""
+    adata = cells()
+    adata.obsm["X_dra"] = np.eye(2)[(adata.obs["cell_type"] == "type_0").to_numpy(int)]
+    labels = adata.obs["cell_type"]
+    with pytest.raises(ValueError, match=r"labels has the cells in another order .*\.loc\["):
+        metrics.clustering(adata, labels[::-1])
+    assert metrics.clustering(adata, labels[::-1].loc[adata.obs_names])["nmi"] == pytest.approx(1)

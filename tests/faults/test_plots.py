@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -63,3 +65,17 @@ def test_clusters_whose_names_are_numbers(adata: AnnData) -> None:
     axes = pl.embedding(adata, "X_dra", color="leiden", show=False)
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names == ["0", "1", "2", "10"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"color": []}, "there is nothing to draw"),
+        ({"basis": []}, "there is nothing to draw"),
+        ({"color": ["leiden", "LYZ"], "ncols": -1}, "ncols must be at least 1, not -1"),
+    ],
+)
+def test_a_grid_without_panels(adata: AnnData, options: dict[str, Any], words: str) -> None:
+    """Lists of nothing, and less than one column, are refused rather than divided by."""
+    with pytest.raises(ValueError, match=words):
+        pl.embedding(adata, **{"basis": "X_dra", **options}, show=False)

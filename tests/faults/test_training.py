@@ -153,6 +153,29 @@ def test_rates_that_are_none(name: str, value: Any) -> None:
         fit(cells(), plan_kwargs={name: value})
 
 
+@pytest.mark.parametrize("kwargs", ["lr=1e-3", ["lr"]])
+def test_arguments_of_the_plan_that_are_no_dictionary(kwargs: Any) -> None:
+    """Arguments of the plan that are no dictionary are refused by their name."""
+    with pytest.raises(TypeError, match=r"^plan_kwargs=.*: a dictionary is needed"):
+        fit(cells(), plan_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("name", ["gene_likelihood", "latent_distribution"])
+def test_words_that_no_model_knows(name: str) -> None:
+    """A misspelt likelihood or latent distribution is refused, and makes no other model."""
+    adata = cells()
+    DRA.setup_anndata(adata)
+    with pytest.raises(ValueError, match=f"^{name} must be one of .*'normal'.*, not 'norm'"):
+        DRA(adata, **SMALL, **{name: "norm"})
+
+
+def test_dimensions_that_are_recorded() -> None:
+    """adata.uns says how many dimensions an embedding has, whichever argument asked for them."""
+    adata = cells()
+    embed(adata, max_epochs=1, model_kwargs={"n_hidden": 16, "n_latent": 3})
+    assert adata.uns["dra"]["params"]["n_latent"] == adata.obsm["X_dra"].shape[1] == 3
+
+
 def test_what_is_frozen_stays() -> None:
     """Dispersions that are frozen, or have a rate of 0, stay; a whole frozen module is refused."""
     model = fit(cells())
