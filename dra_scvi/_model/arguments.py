@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi._argument_kinds import check_adata
-from dra_scvi._data.keys import unknown_key, validate_keys
+from dra_scvi._data.columns import unknown_key, validate_keys
 from dra_scvi._data.unchanged import comparing_once
 from dra_scvi._threads import within_own_threads
 

@@ -162,9 +162,9 @@ def test_counts_in_memory_are_hashed_where_they_lie() -> None:
 def test_stored_counts_are_hashed_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     import dask.array
 
-    from dra_scvi._data import structure
+    from dra_scvi._data import matrices
 
-    monkeypatch.setattr(structure, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(matrices, "BLOCK_ROWS", 2)
     matrix = np.arange(12, dtype=np.float32).reshape(6, 2)
     digests = set()
     for place in range(6):
