@@ -280,7 +280,7 @@ def _check_names(arguments: Mapping[str, Any], adata: AnnData) -> None:
         return
     known = adata.obs[keys["groupby"]].unique()
     for name in ("group1", "group2"):
-        groups = arguments.get(name)
+        groups: Any = arguments.get(name)
         for group in groups if pd.api.types.is_list_like(groups) else [groups]:
             if group is not None and group not in known:
                 place = f"a value of adata.obs[{keys['groupby']!r}]"
