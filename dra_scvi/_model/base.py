@@ -128,10 +128,10 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
     def _as_if_finished(self) -> Iterator[None]:
         """Finish training for the time of a block, and go on from before: for SaveCheckpoint."""
         before = [(p, p.detach().clone()) for p in self.module.parameters()]
-        with torch.inference_mode(False), torch.enable_grad():  # which validation goes without
-            self._finish_training()
-        self._calibrate()
         try:
+            with torch.inference_mode(False), torch.enable_grad():  # which validation goes without
+                self._finish_training()
+            self._calibrate()
             yield
         finally:
             for parameter, value in before:
