@@ -63,17 +63,50 @@ class DRAVAE(Autoencoder):
 
     Parameters
     ----------
-    n_input, n_batch, n_labels, n_continuous_cov, n_cats_per_cov
-        Numbers of genes, batches, labels, continuous covariates, and of categories of each
-        categorical covariate.
-    n_hidden, n_latent, n_layers, dropout_rate, n_hidden_discriminator
-        Of the networks, as in :class:`~dra_scvi.DRA`.
-    dispersion, gene_likelihood, latent_distribution, use_observed_lib_size
-        Of the counts and codes, as in :class:`~dra_scvi.DRA`.
-    prior, n_components, prior_anchor, divergence
-        Of the dual matching, as in :class:`~dra_scvi.DRA`.
-    n_neighbors, expression_axes
-        What :attr:`embedding` does to codes, as in :class:`~dra_scvi.DRA`.
+    n_input
+        Number of genes.
+    n_batch
+        Number of batches.
+    n_labels
+        Number of labels.
+    n_hidden
+        Width of the hidden layers: one number for all `n_layers`, or one number per layer of the
+        encoder, which the decoder takes in reverse.
+    n_latent
+        Dimensions of a code.
+    n_layers
+        Number of hidden layers; `None` for one, or for two with two latent dimensions or fewer.
+        Ignored when `n_hidden` is a list.
+    n_continuous_cov
+        Number of continuous covariates.
+    n_cats_per_cov
+        Number of categories of each categorical covariate.
+    dropout_rate
+        Dropout rate of the encoder.
+    dispersion
+        Flexibility of the dispersion, as in :class:`~scvi.module.VAE`.
+    gene_likelihood
+        Distribution of the counts, as in :class:`~scvi.module.VAE`.
+    latent_distribution
+        Distribution of the codes, as in :class:`~scvi.module.VAE`; `"ln"` needs the normal prior.
+    use_observed_lib_size
+        Whether a cell's library size is its observed total.
+    prior
+        Prior of the codes: `"normal"`, `"uniform"` or `"mixture"`; `None` for a mixture, or for
+        the normal where `latent_distribution` is `"ln"`.
+    n_components
+        Number of Gaussians of the mixture prior.
+    prior_anchor
+        Weight of the standard normal in the mixture prior, between 0 and 1: how much it costs
+        clusters to lie far apart.
+    divergence
+        What the discriminators estimate: `"bhattacharyya"` or `"jensen-shannon"`.
+    n_hidden_discriminator
+        Width of each hidden layer of both discriminators.
+    n_neighbors
+        Training cells around a code, to whose mean :attr:`embedding` moves it; 0 for none.
+    expression_axes
+        Whether :attr:`embedding` puts codes on axes of expression.
     **vae_kwargs
         Further arguments of :class:`~scvi.module.VAE`.
 
