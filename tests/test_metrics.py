@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -363,6 +363,26 @@ def test_unknown_method_names_the_choices() -> None:
     embedding, labels = blobs()
     with pytest.raises(ValueError, match="'louvain'; choose 'kmeans' or 'leiden'"):
         metrics.clustering(embedding, labels, method="louvain")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_clusters": 0}, "n_clusters must be at least 1"),
+        ({"n_clusters": 5}, "more than the 4 cells there are"),
+        ({"n_clusters": 2, "n_init": 0}, "n_init must be at least 1"),
+        ({"n_clusters": 2, "seed": -1}, "seed must be at least 0"),
+        ({"method": "leiden", "resolution": -0.5}, "resolution must be"),
+    ],
+)
+def test_cluster_refuses_numbers_that_mean_nothing(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        metrics.cluster(np.arange(8.0).reshape(4, 2), **options)
+
+
+def test_the_graph_of_neighbours_has_the_seed() -> None:
+    graph = _clustering.neighbor_graph(np.random.default_rng(0).normal(size=(30, 3)), seed=7)
+    assert graph.uns["neighbors"]["params"]["random_state"] == 7
 
 
 @pytest.mark.parametrize(("n_clusters", "off"), [(2, 0), (3, 0), (6, 0), (12, 1)])
