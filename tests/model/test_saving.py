@@ -89,6 +89,13 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def test_a_folder_that_exists_is_kept_unless_asked(folder: Path, other: DRA) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError):
+        other.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 # -- what is in the folder ---------------------------------------------------------------------
 
 
