@@ -96,6 +96,10 @@ def test_a_folder_that_exists_is_kept_unless_asked(folder: Path, other: DRA) -> 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_arguments_by_position_reach_scvi_tools(folder: Path) -> None:
+    assert list(DRA.prepare_query_anndata(cells(), str(folder), True)) == GENES
+
+
 # -- what is in the folder ---------------------------------------------------------------------
 
 
