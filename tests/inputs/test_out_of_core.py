@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from dra_scvi import tl
-from dra_scvi._data import stored_matrix as _stored
+from dra_scvi._data import stored_rows as _stored
 from dra_scvi._data.stored_rows import read_rows
 from dra_scvi._inputs import out_of_core as _out_of_core
 from dra_scvi._inputs.out_of_core import open_stored, stays_in_file, write_copy, write_stored
