@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -25,4 +29,14 @@ def parsed(parser: ArgumentParser) -> Namespace:
     arguments = parser.parse_args()
     if not arguments.summary and arguments.data is None:
         parser.error("--data or the environment variable DRA_SCVI_DATA must name a folder")
+    return arguments
+
+
+def begun(parser: ArgumentParser, table: Path) -> Namespace:
+    """Parse, with `--table` as well, and go on quietly and in one thread."""
+    parser.add_argument("--table", type=Path, default=table)
+    arguments = parsed(parser)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     return arguments

@@ -22,9 +22,7 @@ the type, at resolution 1, and at any of five. Rows that are in the table are ke
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,8 +31,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import scanpy as sc
-import torch
-from _arguments import parsed
+from _arguments import begun
 from anndata import AnnData
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
@@ -285,11 +282,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--models", nargs="+", help="those of `benchmark`, or settings of DRA")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--table", type=Path, default=TABLE)
-    arguments = parsed(parser)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
+    arguments = begun(parser, TABLE)
     path = arguments.table
     table = pd.read_csv(path) if path.exists() else pd.DataFrame()
     for seed in [] if arguments.summary else arguments.seeds:

@@ -13,9 +13,7 @@ Settings were chosen on the sets of `CHOSEN_ON`; the others were run once, at th
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,7 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from _arguments import QUIET, WITH_BATCHES, parsed
+from _arguments import QUIET, WITH_BATCHES, begun
 from scipy import sparse, stats
 from scvi.model import SCVI
 from sklearn.cluster import KMeans
@@ -309,11 +307,7 @@ def main() -> None:
     parser.add_argument("--max-cells", type=int, default=4000, help="most cells of a set")
     parser.add_argument("--more", action="store_true", help="also: each part of matching alone")
     parser.add_argument("--models", type=Path, help="folder to keep trained models in")
-    parser.add_argument("--table", type=Path, default=TABLE)
-    arguments = parsed(parser)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
+    arguments = begun(parser, TABLE)
     path = arguments.table
     table = pd.read_csv(path) if path.exists() else pd.DataFrame()
     for seed in [] if arguments.summary else arguments.seeds:

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,8 +26,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
-import torch
-from _arguments import QUIET, WITH_BATCHES, parsed
+from _arguments import QUIET, WITH_BATCHES, begun
 from scvi.model import SCANVI, SCVI
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -239,11 +236,7 @@ def main() -> None:
     parser.add_argument("--max-cells", type=int, default=800, help="most cells of a set")
     parser.add_argument("--skip", nargs="+", default=[], help="contenders to leave out")
     parser.add_argument("--epochs", type=int, help="of every training, to try the script")
-    parser.add_argument("--table", type=Path, default=TABLE)
-    arguments = parsed(parser)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
+    arguments = begun(parser, TABLE)
     path = arguments.table
     table = pd.read_csv(path, keep_default_na=False, na_values=["nan"]) if path.exists() else None
     table = pd.DataFrame() if table is None else table

@@ -18,9 +18,7 @@ in the table are kept, by set, seed and use.
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +27,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
-from _arguments import parsed
+from _arguments import begun
 from anndata import AnnData
 from realism import from_copula
 from scipy import sparse
@@ -361,11 +359,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-cells", type=int, default=3000, help="most cells of a set")
-    parser.add_argument("--table", type=Path, default=TABLE)
-    arguments = parsed(parser)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
+    arguments = begun(parser, TABLE)
     path = arguments.table
     table = pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame()
     for seed in [] if arguments.summary else arguments.seeds:
