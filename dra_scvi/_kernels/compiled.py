@@ -2,9 +2,9 @@
 
 The equations are those of :mod:`dra_scvi._kernels.likelihood`. Logarithms and exponentials are
 series on reduced arguments, written so that the compiler turns the loops into vector
-instructions; gamma functions are needed at the non-zeros alone and go through Stirling's series
-in double precision, after a shift of the argument by six: Γ(θ) = Γ(θ + 6) / P(θ),
-P(θ) = θ (θ + 1) ... (θ + 5).
+instructions; gamma functions are needed at the non-zeros alone. They come from a table for small
+integer counts, and go through Stirling's series in double precision for all others, after a shift
+of the argument by six: Γ(θ) = Γ(θ + 6) / P(θ), P(θ) = θ (θ + 1) ... (θ + 5).
 """
 
 from __future__ import annotations
@@ -31,10 +31,17 @@ from dra_scvi._kernels.series import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# counts below this one, most of them, find their gamma functions in a table
+N_TABULATED = 9
+
 
 @jit
-def _gene_terms(theta: Any, terms: Any) -> None:
-    """Tabulate for the gamma functions, per gene: ln z, both rests at z = θ + 6, and P."""
+def _gene_terms(theta: Any, terms: Any, log_gamma: Any, digamma: Any) -> None:
+    """Tabulate the gamma functions per gene.
+
+    `terms`: ln z, both rests at z = θ + 6, and P. In row k of the others, for a count of k:
+    lnΓ(k + θ) - lnΓ(θ) - lnΓ(k + 1) and ψ(k + θ) - ψ(θ), as sums over i < k.
+    """
     for g in range(theta.shape[0]):
         t = np.float64(theta[g])
         product, slope = shift_product(t)
@@ -43,26 +50,33 @@ def _gene_terms(theta: Any, terms: Any) -> None:
         terms[1, g] = stirling(z)
         terms[2, g] = digamma_rest(z) - slope / product
         terms[3, g] = product
+        log_gamma[0, g] = digamma[0, g] = 0.0
+    for k in range(1, log_gamma.shape[0]):
+        for g in range(theta.shape[0]):
+            below = np.float64(theta[g]) + (k - 1)
+            log_gamma[k, g] = log_gamma[k - 1, g] + log_double(below / k)
+            digamma[k, g] = digamma[k - 1, g] + 1.0 / below
 
 
 @jit
 def _entries(
     x: Any, mu: Any, theta: Any, zi: Any, zero_inflated: Any, d_mu: Any, d_theta: Any, d_zi: Any
 ) -> Any:
-    """One cell: all entries as if zero, corrected where they are not; without gamma functions."""
+    """One cell: all entries as if zero, and all derivatives but those of gamma functions."""
     total = np.float32(0.0)
-    one, zero = np.float32(1.0), np.float32(0.0)
+    one, zero, eps = np.float32(1.0), np.float32(0.0), np.float32(EPS)
     for g in range(x.shape[0]):
-        th, m = theta[g], mu[g]
-        guarded = th + np.float32(EPS)
-        share = th / (guarded + m)
+        count, th, m = x[g], theta[g], mu[g]
+        guarded = th + eps
+        per_mean, per_mass = one / (m + eps), one / (guarded + m)
+        share = th * per_mass
         log_ratio = -fast_log1p(m / guarded)
         log_zero = th * log_ratio
-        unsound = log_zero - log_zero  # 0, or NaN where anything was not finite
+        unsound = zero * log_zero  # NaN where anything was not finite
         weight = one
         if zero_inflated:
             logit = zi[g]
-            positive = x[g] > np.float32(EPS)
+            positive = count > eps
             odds = log_zero - logit
             e_odds, e_logit = exp_negative(-abs(odds)), exp_negative(-abs(logit))
             r_odds, r_logit = one / (one + e_odds), one / (one + e_logit)
@@ -74,20 +88,29 @@ def _entries(
                 peak
                 - max(-logit, zero)
                 + fast_log(r_logit if positive else (one + e_odds) * r_logit)
-                + (logit - logit)
+                + zero * logit
             )
             d_zi[g] = not_inflated - weight
         total += log_zero + unsound
-        d_mu[g] = -weight * share
-        d_theta[g] = weight * (log_ratio + th / guarded - share)
+        d_mu[g] = share * (count * per_mean - weight)
+        d_theta[g] = weight * (log_ratio + th / guarded - share) - count * per_mass
     return total
 
 
 @jit
-def _non_zeros(
-    x: Any, mu: Any, theta: Any, terms: Any, genes: Any, d_mu: Any, d_theta: Any
+def _log_shares(x: Any, mu: Any, theta: Any) -> Any:
+    """One cell: x [ln μ - ln(θ + μ)]; in the loop above the compiler would not make vectors."""
+    total = np.float32(0.0)
+    for g in range(x.shape[0]):
+        total -= x[g] * fast_log1p(theta[g] / (mu[g] + np.float32(EPS)))
+    return total
+
+
+@jit
+def _gamma_functions(
+    x: Any, theta: Any, terms: Any, log_gamma: Any, digamma: Any, genes: Any, d_theta: Any
 ) -> Any:
-    """One cell: what the entries above zero add, gamma functions included."""
+    """One cell: what the gamma functions of entries above zero add."""
     n = 0
     for g in range(x.shape[0]):
         genes[n] = g
@@ -96,33 +119,32 @@ def _non_zeros(
     total = 0.0
     for i in range(n):
         g = genes[i]
-        count, m, th = np.float64(x[g]), np.float64(mu[g]), np.float64(theta[g])
-        all_mass = th + m + EPS
-        log_share = log_double((m + EPS) / all_mass)
-
+        count, th = np.float64(x[g]), np.float64(theta[g])
+        if count < log_gamma.shape[0] and count == np.int64(count):
+            total += log_gamma[np.int64(count), g]
+            d_theta[g] += digamma[np.int64(count), g]
+            continue
         z = th + SHIFT
         product, slope = shift_product(th + count)
         log_growth = log_double((z + count) / z)
-        log_gamma = (
+        total += (
             (z + count - 0.5) * log_growth
             + count * terms[0, g]
             + stirling(z + count)
             - terms[1, g]
             - log_double(product / terms[3, g])
         )
-        digamma = log_growth + digamma_rest(z + count) - slope / product - terms[2, g]
-
+        d_theta[g] += np.float32(
+            log_growth + digamma_rest(z + count) - slope / product - terms[2, g]
+        )
         factorial_product, _ = shift_product(1.0 + count)
-        log_factorial = (
+        total -= (
             (6.5 + count) * log_double((7.0 + count) / 7.0)
             + count * log_z_one
             + stirling(7.0 + count)
             - stirling_one
             - log_double(factorial_product / 720.0)
         )
-        total += count * log_share + log_gamma - log_factorial
-        d_mu[g] += np.float32(count / (m + EPS) - count / all_mass)
-        d_theta[g] += np.float32(digamma - count / all_mass)
     return total
 
 
@@ -134,6 +156,8 @@ def _cells(
     zi: Any,
     zero_inflated: Any,
     terms: Any,
+    log_gamma: Any,
+    digamma: Any,
     log_prob: Any,
     d_mu: Any,
     d_theta: Any,
@@ -145,7 +169,8 @@ def _cells(
         total = _entries(
             x[b], mu[b], theta, zi[row], zero_inflated, d_mu[b], d_theta[b], d_zi[row]
         )
-        total += _non_zeros(x[b], mu[b], theta, terms, genes, d_mu[b], d_theta[b])
+        total += _log_shares(x[b], mu[b], theta)
+        total += _gamma_functions(x[b], theta, terms, log_gamma, digamma, genes, d_theta[b])
         log_prob[b] = total
 
 
@@ -174,13 +199,14 @@ def log_prob_and_derivatives(
     log_prob = np.empty(n_cells, np.float32)
     d_mu, d_theta = np.empty_like(mu), np.empty_like(mu)
     d_zi = np.empty_like(zi)
-    terms = np.empty((4, n_genes))
-    _gene_terms(theta, terms)
+    terms, log_gamma = np.empty((4, n_genes)), np.empty((N_TABULATED, n_genes))
+    digamma = np.empty((N_TABULATED, n_genes), np.float32)
+    _gene_terms(theta, terms, log_gamma, digamma)
 
     def run(cells: slice) -> None:
         inflated = cells if zero_inflated else slice(None)
         _cells(
-            x[cells], mu[cells], theta, zi[inflated], zero_inflated, terms,
+            x[cells], mu[cells], theta, zi[inflated], zero_inflated, terms, log_gamma, digamma,
             log_prob[cells], d_mu[cells], d_theta[cells], d_zi[inflated],
         )  # fmt: skip
 
@@ -200,7 +226,7 @@ def _expression(mu: Any, zi: Any, scale: Any, value: Any, d_mu: Any, d_zi: Any) 
             inflated = e_logit * r_logit if logit <= zero else r_logit
             slope = not_inflated * scale[b]
             mean = slope * mu[b, g]
-            value[b, g] = fast_log1p(mean) + (mean - mean) + (logit - logit)
+            value[b, g] = fast_log1p(mean) + zero * mean + zero * logit
             rest = one / (one + mean)
             d_mu[b, g] = slope * rest
             d_zi[b, g] = -mean * inflated * rest
@@ -236,7 +262,7 @@ def _log1p_all(x: Any, scale: Any, out: Any) -> None:
     for b in range(x.shape[0]):
         for g in range(x.shape[1]):
             y = x[b, g] * scale[b]
-            out[b, g] = fast_log1p(y) + (y - y)
+            out[b, g] = fast_log1p(y) + np.float32(0.0) * y
 
 
 def log1p_counts(

@@ -58,7 +58,8 @@ def exp_negative(x: Any) -> Any:
     """Return e^x for float32 x ≤ 0."""
     x = max(x, np.float32(-87.0))
     n = np.int32(x * np.float32(1 / _LN2) - np.float32(0.5))
-    r = x - n * _LN2_HIGH - n * _LN2_LOW
+    n_float = np.float32(n)  # numba multiplies integers in double precision
+    r = x - n_float * _LN2_HIGH - n_float * _LN2_LOW
     series = np.float32(1 / 5040)
     series = series * r + np.float32(1 / 720)
     series = series * r + np.float32(1 / 120)
@@ -67,16 +68,16 @@ def exp_negative(x: Any) -> Any:
     series = series * r + np.float32(1 / 2)
     series = series * r + np.float32(1.0)
     series = series * r + np.float32(1.0)
-    return series * _bits_float((n + np.int32(127)) << np.int32(23))
+    return series * _bits_float(np.int32(np.int32(n + np.int32(127)) << np.int32(23)))
 
 
 @jit
 def _split(x: Any) -> Any:
     """Return n and m of a positive float32 2^n m, with m from sqrt(1/2) up to sqrt(2)."""
     # an offset moves the cut of the mantissa from 1 to sqrt(1/2)
-    bits = _float_bits(x) - np.int32(0x3F3504F3)
-    m = _bits_float((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3))
-    return bits >> np.int32(23), m
+    bits = np.int32(_float_bits(x) - np.int32(0x3F3504F3))
+    m = _bits_float(np.int32(np.int32(bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)))
+    return np.float32(np.int32(bits >> np.int32(23))), m
 
 
 @jit

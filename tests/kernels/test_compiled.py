@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from scipy.special import digamma, expit
+from scipy.special import digamma, expit, gammaln
 from scipy.stats import nbinom
 
 from dra_scvi._kernels import compiled, parts
@@ -61,13 +61,20 @@ def test_expression_and_its_derivatives() -> None:
         np.testing.assert_allclose(one, other, rtol=3e-6, atol=1e-30)
 
 
-def test_likelihood_and_its_derivatives() -> None:
-    x, mu, theta, zi = doubled(X, MU, THETA, ZI)
-    log_nb = nbinom.logpmf(x, theta, theta / (theta + mu))
+@pytest.mark.parametrize(
+    "factor", [1, 7, 300, 0.37], ids=["tabulated", "mixed", "large", "fractions"]
+)
+def test_likelihood_and_its_derivatives(factor: float) -> None:
+    counts = single(X * factor)
+    x, mu, theta, zi = doubled(counts, MU, THETA, ZI)
+    log_nb = gammaln(x + theta) - gammaln(theta) - gammaln(x + 1)
+    log_nb += theta * np.log(theta / (theta + mu)) + x * np.log(mu / (theta + mu))
+    if factor >= 1:
+        np.testing.assert_allclose(log_nb, nbinom.logpmf(x, theta, theta / (theta + mu)))
     d_mu = x / mu - (x + theta) / (theta + mu)
     d_theta = digamma(x + theta) - digamma(theta)
     d_theta += np.log(theta / (theta + mu)) + 1 - (x + theta) / (theta + mu)
-    plain = compiled.log_prob_and_derivatives(X, MU, THETA, None, 1)
+    plain = compiled.log_prob_and_derivatives(counts, MU, THETA, None, 1)
     for one, other in zip(plain[:3], (log_nb.sum(1), d_mu, d_theta), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
     assert plain[3].size == 0
@@ -77,9 +84,21 @@ def test_likelihood_and_its_derivatives() -> None:
     log_prob = np.where(x > 0, log_prob, at_zero)
     from_nb = np.where(x > 0, 1, np.exp(np.log(expit(-zi)) + log_nb - log_prob))
     expected = log_prob.sum(1), from_nb * d_mu, from_nb * d_theta, expit(-zi) - from_nb
-    inflated = compiled.log_prob_and_derivatives(X, MU, THETA, ZI, 1)
+    inflated = compiled.log_prob_and_derivatives(counts, MU, THETA, ZI, 1)
     for one, other in zip(inflated, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+def test_counts_around_the_end_of_the_table() -> None:
+    """The sums of the table and the series agree, to the precision of the result."""
+    x = single(np.arange(1, 2 * compiled.N_TABULATED))[:, None]
+    theta = single([0.3])
+    found = compiled.log_prob_and_derivatives(x, single(np.full_like(x, 2)), theta, None, 1)
+    exact = nbinom.logpmf(x, theta.astype(float), theta / (theta + 2.0))
+    np.testing.assert_allclose(found[0], exact[:, 0], rtol=1e-6)
+    slope = digamma(x.astype(float) + theta) - digamma(theta.astype(float))
+    slope += np.log(theta / (theta + 2.0)) + 1 - (x + theta) / (theta + 2.0)
+    np.testing.assert_allclose(found[2], slope, rtol=2e-6, atol=2e-6)
 
 
 @passes
