@@ -6,6 +6,7 @@ import pickle
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -348,6 +349,45 @@ def test_each_player_has_its_own_rate(optimizer: str) -> None:
         assert [id(p) for p in group["params"]] == [id(p) for p in expected]
 
 
+class Rates(Callback):
+    """Note the learning rates at which each step is taken."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.seen.append([group["lr"] for group in optimizer.param_groups])
+
+
+@pytest.mark.parametrize("start", [None, 0.0, 0.75, 1.0])
+def test_learning_rates_fall_to_nothing(adata: AnnData, start: float | None) -> None:
+    """In a line, from half of all steps on or from where they are told to, each its own."""
+    noted = Rates()
+    chosen = {} if start is None else {"lr_decay_start": start}
+    plan_kwargs = {"lr": 0.01, "discriminator_lr": 0.003, **chosen}
+    model = make(adata, batch_key=None)
+    model.train(4, batch_size=16, callbacks=[noted], plan_kwargs=plan_kwargs, **QUIET)
+    n_steps, start = len(noted.seen), 0.5 if start is None else start
+    done = np.arange(n_steps) / n_steps
+    falls = (1 - done) / (1 - start) if start < 1 else np.ones(n_steps)
+    expected = np.minimum(1, falls)[:, None] * [0.01, 0.003, 0.003]
+    assert n_steps > 8
+    np.testing.assert_allclose(noted.seen, expected)
+
+
+def test_learning_rates_are_left_to_whoever_lowers_them(adata: AnnData) -> None:
+    noted = Rates()
+    options = {"reduce_lr_on_plateau": True, "lr_scheduler_metric": "elbo_train"}
+    make(adata, batch_key=None).train(4, callbacks=[noted], plan_kwargs=options, **QUIET)
+    assert {rate for rate, *_ in noted.seen} == {DualMatchingPlan(DRAVAE(20)).lr}
+
+
+@pytest.mark.parametrize("start", [-0.01, 1.01])
+def test_the_fall_begins_while_training(start: float) -> None:
+    with pytest.raises(ValueError, match="lr_decay_start must be between 0 and 1"):
+        DualMatchingPlan(DRAVAE(20), lr_decay_start=start)
+
+
 def test_a_custom_optimizer_has_one_rate() -> None:
     module = DRAVAE(20)
     plan = DualMatchingPlan(
@@ -360,8 +400,11 @@ def test_a_custom_optimizer_has_one_rate() -> None:
 
 def test_defaults_are_as_documented() -> None:
     plan = DualMatchingPlan(DRAVAE(20))
-    assert (plan.latent_weight, plan.data_weight, plan.discriminator_lr) == (1.0, 1.0, 1e-4)
+    assert (plan.latent_weight, plan.data_weight, plan.discriminator_lr) == (1.0, 1.0, 2e-4)
     assert (plan.prior_start, plan.gradient_clip_val) == (0.25, None)
+    assert (plan.lr, plan.lr_decay_start) == (2e-3, 0.5)
+    several = DualMatchingPlan(DRAVAE(20, n_batch=2))
+    assert (several.lr, several.discriminator_lr, several.lr_decay_start) == (1e-3, 1e-4, 1.0)
     assert DualMatchingPlan(DRAVAE(20), latent_weight=0.0, data_weight=0.0).data_weight == 0.0
 
 
