@@ -4,7 +4,8 @@
     python tests/benchmarks/protocol.py rows.csv     # of other rows
 
 The rows are those of `dra-scvi benchmark SET --label-key cell_type --n-latent 10 --n-genes 1000`,
-with `--batch-key batch` for the sets of `SEVERAL_BATCHES`, one table a set, put together.
+with `--batch-key batch` for the sets of `SEVERAL_BATCHES`, one table a set, put together. Models
+have unequal numbers of seeds, which are averaged first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-from figure import FIRST_HALF, RESULTS, Lead, lead, signed
+from figure import FIRST_HALF, RESULTS, Lead, lead, set_means, signed
 
 from dra_scvi import benchmark
 
@@ -46,17 +47,6 @@ MEASURES = {
 AGAINST = ("scvi", "scvi-short", "pca", "fa")
 
 
-def paired(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep the seeds that all models but Harmony have, set by set."""
-    needed = set(MODELS) - {"harmony"}
-    kept = [
-        runs
-        for _, runs in table.groupby(["dataset", "seed"])
-        if needed <= set(runs["model"][runs["status"] == "ok"])
-    ]
-    return pd.concat(kept) if kept else table.iloc[:0]
-
-
 def number(value: float, decimals: int = 3) -> str:
     """Write a score as the tables do, `.731`."""
     return "" if pd.isna(value) else f"{value:.{decimals}f}".removeprefix("0")
@@ -83,7 +73,7 @@ def means(table: pd.DataFrame) -> list[str]:
 
 
 def differences(table: pd.DataFrame) -> list[str]:
-    """Write DRA minus each of the others, with 95 % intervals over sets and seeds."""
+    """Write DRA minus each of the others, with 95 % intervals over sets."""
     names = [name for name in MEASURES if table[name].notna().any()]
     lines = [f"| DRA minus | {' | '.join(MEASURES[name] for name in names)} |"]
     lines.append("|---" * (len(names) + 1) + "|")
@@ -101,7 +91,11 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="?", type=Path, default=RESULTS / "protocol.csv")
-    table = paired(pd.read_csv(parser.parse_args().rows))
+    rows = pd.read_csv(parser.parse_args().rows)
+    seeds = rows[rows["status"] == "ok"].groupby(["model", "dataset"])["seed"].nunique()
+    for model in MODELS:
+        print(f"{model}: {seeds[model].min()} to {seeds[model].max()} seeds a set")
+    table = set_means(rows)
     chosen, several = table["dataset"].isin(FIRST_HALF), table["dataset"].isin(SEVERAL_BATCHES)
     parts = {
         "all sets": table,
@@ -112,8 +106,7 @@ def main() -> None:
     for title, part in parts.items():
         if part.empty:
             continue
-        seeds = part.groupby("dataset")["seed"].nunique()
-        print(f"\n{title}: {len(seeds)} sets, {seeds.min()} to {seeds.max()} seeds\n")
+        print(f"\n{title}: {part['dataset'].nunique()} sets\n")
         print("\n".join([*means(part), "", *differences(part)]))
 
 
