@@ -32,7 +32,7 @@ from dra_scvi._training.processes import gathered_scores, trainer_settings
 from tests.helpers import QUIET, once
 
 ROOT = Path(__file__).parents[2]
-N_GENES, EPOCHS = 60, 40
+N_GENES, EPOCHS = 60, 20
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
 RANK = int(os.environ.get("RANK", "0"))
 NODES = WORLD // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -142,7 +142,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     """Train at a stretch, and again with an interruption."""
     settings = {k: v for k, v in TOGETHER.items() if k != "accelerator"}
     options: dict[str, Any] = {
-        "max_epochs": 6,
+        "max_epochs": 4,
         "accelerator": "cpu",
         "checkpoint": folder / "training.ckpt",
         "model_kwargs": {"n_hidden": 16},
