@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from dra_scvi import DRA, datasets, tl
 from dra_scvi.cli import program
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -72,6 +75,18 @@ def embed(adata: AnnData, seed: int = 0, **changes: Any) -> np.ndarray:
 def invoke(*args: object) -> Result:
     """Run a command in this process."""
     return CliRunner().invoke(program, [str(arg) for arg in args])
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that takes long to fill: one for all processes of a run of the tests."""
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (factory.getbasetemp().parent if shared else factory.getbasetemp()) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            draft = factory.mktemp(name)
+            make(draft)
+            draft.rename(folder)
+    return folder
 
 
 def legend_texts(axes: Axes) -> list[str]:

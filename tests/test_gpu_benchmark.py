@@ -20,6 +20,7 @@ HERE = "{}.{}".format(*sys.version_info)
 SECTIONS = {"data", "agreement", "speed", "launches", "quality", "after training", "large"}
 
 
+@pytest.mark.slow
 def test_every_section_runs_and_the_cpu_agrees_with_itself(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     options = ["--device", "cpu", "--quick", "--minutes", "20", "--json", str(file)]

@@ -122,6 +122,7 @@ assert [key for key in before if before[key] != after[key]] == []
 """
 
 
+@pytest.mark.slow
 def test_importing_sets_nothing_and_says_nothing() -> None:
     result = subprocess.run(
         [sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=300, check=False
@@ -167,6 +168,7 @@ def test_what_needs_no_library_imports_none(code: str, expected: str, tmp_path: 
     assert result.stdout.splitlines()[-1].split() == expected.split(), result.stderr
 
 
+@pytest.mark.slow
 def test_models_import_nothing_heavy_beside_scvi_tools() -> None:
     code = (
         "import sys, scvi.model; before = set(sys.modules); from dra_scvi import DRA, PublishedDRA"

@@ -145,6 +145,7 @@ follow_imports = skip
 """
 
 
+@pytest.mark.slow
 def test_types_serve_a_client(installed: Path, tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="checking types takes mypy")
     (tmp_path / "mypy.ini").write_text(MYPY)

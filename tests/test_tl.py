@@ -184,6 +184,7 @@ def test_the_published_model_is_its_own_class(adata: AnnData) -> None:
 
 
 @pytest.mark.parametrize("latent_weight", [None, 100.0])
+@pytest.mark.slow
 def test_nothing_takes_the_place_of_a_type_that_a_batch_lacks(latent_weight: float | None) -> None:
     adata = datasets.synthetic(n_cells=600, n_genes=60, n_types=4, n_batches=2, seed=0)
     types, batches = (adata.obs[key].to_numpy(str) for key in ("cell_type", "batch"))
@@ -207,6 +208,7 @@ def test_nothing_takes_the_place_of_a_type_that_a_batch_lacks(latent_weight: flo
         ("pbmc4k_4271x2000", 20, 0.7),
     ],
 )
+@pytest.mark.slow
 def test_real_counts_sparse_as_stored_give_an_embedding_that_tells_types_apart(
     real_data: Callable[[str], AnnData], name: str, max_epochs: int, least: float
 ) -> None:

@@ -36,6 +36,7 @@ def cells() -> AnnData:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_a_table_made_in_parallel_is_that_of_one_run_after_the_other(
     cells: AnnData, tmp_path: Path
 ) -> None:

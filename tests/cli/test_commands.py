@@ -28,6 +28,7 @@ from dra_scvi._exceptions import TrainingDivergedError
 from dra_scvi.benchmark import _compare
 from dra_scvi.cli import exit_code
 from tests.helpers import invoke
+from tests.served import served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,13 +41,8 @@ N_CELLS, N_GENES, N_TYPES = 120, 30, 3
 BATCH_SIZE = 53  # of 108 training cells 2 are left over, about which scvi-tools warns
 
 
-def spawn(*args: object, code: str = "from dra_scvi.cli import main; main()") -> Any:
-    """Run the program in a process of its own."""
-    command = [sys.executable, "-c", code, *map(str, args)]
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=300, check=False
-    )
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def told(stderr: str) -> list[str]:
@@ -152,7 +148,7 @@ def other_process(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Oth
         json.dumps([str(part) for part in (*train_args(folder, source), "--quiet")])
         for folder in (whole, stopped)
     ]
-    result = spawn(*arguments, code=TRAIN_THEN_STOP_IN_SECOND_EPOCH)
+    result = run(served(*arguments, code=TRAIN_THEN_STOP_IN_SECOND_EPOCH))
     first, _, second = result.stderr.partition("stderr of the second\n")
     return OtherProcess(result.returncode, first, second, whole, stopped)
 
@@ -161,8 +157,7 @@ def other_process(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Oth
 
 
 def test_version_is_bare_and_module_runs() -> None:
-    command = [sys.executable, "-m", "dra_scvi", "--version"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = run([sys.executable, "-m", "dra_scvi", "--version"])
     assert (result.returncode, result.stdout, result.stderr) == (
         0,
         f"{dra_scvi.__version__}\n",
@@ -181,7 +176,8 @@ def test_help_has_example_and_common_options(command: str) -> None:
 
 def test_command_line_starts_without_heavy_libraries() -> None:
     heavy = "{'numpy', 'pandas', 'torch', 'scvi', 'anndata', 'matplotlib', 'rich'}"
-    result = spawn(code=f"import sys, dra_scvi.cli; print({heavy} & set(sys.modules))")
+    code = f"import sys, dra_scvi.cli; print({heavy} & set(sys.modules))"
+    result = run([sys.executable, "-c", code])
     assert (result.stdout, result.stderr) == ("set()\n", "")
 
 
@@ -480,7 +476,7 @@ def test_bad_input_writes_nothing(
 
 
 def test_bad_input_in_a_process(tmp_path: Path) -> None:
-    result = spawn("train", tmp_path / "none.h5ad", "--output", tmp_path / "out.h5ad")
+    result = run(served("train", tmp_path / "none.h5ad", "--output", tmp_path / "out.h5ad"))
     assert result.returncode == 66
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1

@@ -19,6 +19,7 @@ from dra_scvi import DRA, benchmark, metrics, pl
 from dra_scvi.benchmark._table import Table
 from dra_scvi.cli import exit_code
 from tests.helpers import cells, fit, invoke
+from tests.served import RUN, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
 
 
 QUICK = ("--max-epochs", 1, "--batch-size", 32, "--accelerator", "cpu")
-RUN = "from dra_scvi.cli import main; main()"
 
 
-def shell(line: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Run a line of bash, in which ``$RUN`` is the program and ``$@`` its arguments."""
-    environment = {**os.environ, "RUN": RUN, "PYTHON": sys.executable}
-    command = ["bash", "-c", line, "bash", *map(str, args)]
+def shell(line: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash, in which ``"$@"`` is a command."""
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=600, check=False
+        ["bash", "-c", line, "bash", *command],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
 
 
@@ -117,7 +119,7 @@ def test_debug_shows_the_trace_of_what_fails_while_results_are_written(
     try:
         args = ["evaluate", source, "--label-key", "cell_type", "--json", "-", "--debug"]
         result = subprocess.run(
-            [sys.executable, "-c", RUN, *map(str, args)],
+            served(*args),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -349,20 +351,21 @@ def test_arguments_of_the_right_kind() -> None:
 # -- streams and exit codes --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", ["", "--json -", "--help"])
-def test_reader_that_leaves(options: str, model_dir: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--json", "-"), ("--help",)])
+def test_reader_that_leaves(options: tuple[str, ...], model_dir: Path) -> None:
     """`info | true` ends quietly, with 0."""
-    line = f'"$PYTHON" -c "$RUN" info "$1" {options} | true; exit "${{PIPESTATUS[0]}}"'
-    result = shell(line, model_dir)
+    command = served("info", model_dir, *options)
+    result = shell('"$@" | true; exit "${PIPESTATUS[0]}"', command)
     assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.slow
 def test_closed_streams(closed: str, source: Path, tmp_path: Path) -> None:
     """Training ends well without an output stream, or without one for errors."""
     out = tmp_path / "out.h5ad"
-    quick = " ".join(map(str, QUICK))
-    result = shell(f'"$PYTHON" -c "$RUN" train "$1" --output "$2" {quick} {closed}', source, out)
+    args = ("train", source, "--output", out, *QUICK)
+    result = shell(f'"$@" {closed}', [sys.executable, "-c", RUN, *map(str, args)])
     assert result.returncode == 0, result.stderr
     assert out.exists()
 
@@ -370,11 +373,8 @@ def test_closed_streams(closed: str, source: Path, tmp_path: Path) -> None:
 def test_reader_of_errors_that_leaves(source: Path, tmp_path: Path) -> None:
     """Training goes on when nobody reads on what it tells."""
     out = tmp_path / "out.h5ad"
-    line = (
-        '"$PYTHON" -c "$RUN" train "$1" --output "$2" '
-        f'{" ".join(map(str, QUICK))} 2>&1 >/dev/null | true; exit "${{PIPESTATUS[0]}}"'
-    )
-    assert shell(line, source, out).returncode == 0
+    line = '"$@" 2>&1 >/dev/null | true; exit "${PIPESTATUS[0]}"'
+    assert shell(line, served("train", source, "--output", out, *QUICK)).returncode == 0
     assert out.exists()
 
 
@@ -425,21 +425,20 @@ for seed in range(first, first + 25):
 def test_rows_of_four_processes(tmp_path: Path) -> None:
     """Four processes that add 25 rows each to one table leave 100, and nothing beside it."""
     path = tmp_path / "table.csv"
-    commands = [[sys.executable, "-c", ADD_ROWS, str(path), str(25 * n)] for n in range(4)]
+    commands = [served(path, 25 * n, code=ADD_ROWS) for n in range(4)]
     processes = [subprocess.Popen(command) for command in commands]
     assert [process.wait(timeout=600) for process in processes] == [0] * 4
     assert sorted(pd.read_csv(path)["seed"]) == list(range(100))
     assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
 
 
+@pytest.mark.slow
 def test_rows_of_two_commands(source: Path, tmp_path: Path) -> None:
     """Two benchmark commands at a time on one table keep the rows of both."""
     path = tmp_path / "table.csv"
     args = ["benchmark", str(source), "--label-key", "cell_type", "--output", str(path)]
     options = ["--models", "pca,fa", "--n-latent", "2,3", "--seeds", "3", "--quiet"]
-    commands = [
-        [sys.executable, "-c", RUN, *args, *options, "--seed", str(seed)] for seed in (0, 3)
-    ]
+    commands = [served(*args, *options, "--seed", seed) for seed in (0, 3)]
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
     assert [process.wait(timeout=600) for process in processes] == [0, 0]
     table = pd.read_csv(path)

@@ -24,6 +24,7 @@ N_MANY = 9_000  # above 8,192 scanpy finds neighbours with pynndescent
 # -- neighbours of many cells --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_neighbours_of_more_than_8192_cells() -> None:
     """With 9,000 cells `sc.pp.neighbors`, `sc.tl.umap`, Leiden and `benchmark` work.
 

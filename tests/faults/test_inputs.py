@@ -29,6 +29,7 @@ from dra_scvi._data.validation import validate_counts
 from dra_scvi._inputs.out_of_core import open_stored
 from dra_scvi._inputs.read import read_input
 from tests.helpers import cells, fit, invoke
+from tests.served import served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -626,9 +627,8 @@ def test_a_pipe_as_input_is_refused_at_once(
 ) -> None:
     """A FIFO is not waited for."""
     os.mkfifo(tmp_path / name)
-    command = [sys.executable, "-m", "dra_scvi", "train", tmp_path / name, *options]
     done = subprocess.run(
-        [*command, "--output", tmp_path / "out.h5ad"],
+        served("train", tmp_path / name, *options, "--output", tmp_path / "out.h5ad"),
         capture_output=True,
         text=True,
         timeout=300,

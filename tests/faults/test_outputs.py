@@ -21,6 +21,7 @@ from dra_scvi._outputs.files import atomic_folder, atomic_path, write_h5ad
 from dra_scvi._outputs.h5ad_content import check_writable
 from dra_scvi.report import _write as report
 from tests.helpers import cells, invoke
+from tests.served import RUN, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 QUICK = ("--max-epochs", 1, "--batch-size", 32, "--accelerator", "cpu")
-RUN = "from dra_scvi.cli import main; main()"
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 
 
@@ -39,19 +39,18 @@ def obey_permissions() -> None:
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
-def start(*args: object, code: str = RUN, **changes: Any) -> subprocess.Popen[str]:
-    """Run the program in a process of its own."""
-    command = [sys.executable, "-c", code, *map(str, args)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(
-        command, text=True, preexec_fn=obey_permissions, **{**streams, **changes}
+def spawn(*args: object, code: str = RUN, cwd: Path | None = None) -> tuple[int, str, str]:
+    """Run the program in a process that permissions hold for."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        preexec_fn=obey_permissions,
+        timeout=600,
+        check=False,
     )
-
-
-def spawn(*args: object, **changes: Any) -> tuple[int, str, str]:
-    process = start(*args, **changes)
-    out, err = process.communicate(timeout=600)
-    return process.returncode, out, err
+    return done.returncode, done.stdout, done.stderr
 
 
 def assert_refused_before_training(result: Result, code: int, *words: str) -> None:
@@ -360,8 +359,8 @@ def test_model_folder_that_appears_while_training(
 
 def test_two_runs_with_one_output(source: Path, tmp_path: Path) -> None:
     """Of two processes with one output one is told that it came second, and loses nothing."""
-    args = ("train", source, "--output", tmp_path / "out.h5ad", *QUICK)
-    runs = [start(*args), start(*args)]
+    command = served("train", source, "--output", tmp_path / "out.h5ad", *QUICK)
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [run.communicate(timeout=600)[1] for run in runs]
     codes = sorted(run.returncode for run in runs)
     names = {path.name for path in tmp_path.iterdir()}

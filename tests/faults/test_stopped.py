@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dra_scvi import TrainingInterruptedError
 from tests.helpers import STRICT, cells, embed, fit, invoke, tree, with_value
+from tests.served import served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,10 +82,9 @@ def killed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folders = {name: tmp_path_factory.mktemp(name) for name in ("whole", "int", "term", "kill")}
     commands = {name: train_command(source, folder) for name, folder in folders.items()}
     result = subprocess.run(
-        [sys.executable, "-c", STOPS, json.dumps(commands)],
+        served(json.dumps(commands), code=STOPS),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONHASHSEED": "7"},
         timeout=300,
         check=False,
     )
@@ -168,10 +167,7 @@ def test_cli_codes(source: Path, killed: Killed, tmp_path: Path) -> None:
     }
     running = {
         code: subprocess.Popen(
-            [sys.executable, "-m", "dra_scvi", *map(str, args)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            served(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for code, args in failures.items()
     }

@@ -41,6 +41,7 @@ def test_the_five_lines_of_any_scvi_model(
     assert "DRA model with the following parameters" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_separates_the_types(adata: AnnData) -> None:
     from dra_scvi import tl
     from dra_scvi.metrics import clustering

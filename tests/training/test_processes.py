@@ -29,10 +29,10 @@ from torch import distributed
 from dra_scvi import DRA, TrainingDivergedError, TrainingInterruptedError, datasets, metrics, tl
 from dra_scvi._module.matching import DIVERGENCES
 from dra_scvi._training.processes import gathered_scores, trainer_settings
-from tests.helpers import QUIET
+from tests.helpers import QUIET, once
 
 ROOT = Path(__file__).parents[2]
-N_GENES, EPOCHS = 60, 40
+N_GENES, EPOCHS = 60, 20
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
 RANK = int(os.environ.get("RANK", "0"))
 NODES = WORLD // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -142,7 +142,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     """Train at a stretch, and again with an interruption."""
     settings = {k: v for k, v in TOGETHER.items() if k != "accelerator"}
     options: dict[str, Any] = {
-        "max_epochs": 6,
+        "max_epochs": 4,
         "accelerator": "cpu",
         "checkpoint": folder / "training.ckpt",
         "model_kwargs": {"n_hidden": 16},
@@ -197,10 +197,8 @@ def environment() -> dict[str, str]:
     return {**kept, **changed, "GLOO_SOCKET_IFNAME": "lo"}
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def run_on_two_nodes(folder: Path) -> None:
     """Run the worker on two nodes, which are two agents of torchrun on this machine."""
-    folder = tmp_path_factory.mktemp("together")
     cells().write_h5ad(folder / "cells.h5ad")
     agents = [
         subprocess.Popen(
@@ -217,9 +215,19 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
     outputs = [agent.communicate()[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], "\n".join(outputs)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return what the two processes found, who run once: on busy cores they wait for each other.
+
+    A step has dozens of exchanges, at each of which both must have had their turn.
+    """
+    folder = once(tmp_path_factory, "together", run_on_two_nodes)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_replicas_are_equal_after_training(found: list[dict[str, Any]]) -> None:
     first, second = (part["trained"] for part in found)
     assert first["digest"] == second["digest"]
@@ -227,6 +235,7 @@ def test_replicas_are_equal_after_training(found: list[dict[str, Any]]) -> None:
     assert first["train_indices"] == second["train_indices"]
 
 
+@pytest.mark.slow
 def test_each_process_trains_on_its_share_of_the_training_cells(
     found: list[dict[str, Any]],
 ) -> None:
@@ -238,12 +247,14 @@ def test_each_process_trains_on_its_share_of_the_training_cells(
     assert n_twice <= 1  # 601 cells, or those of them to train on, need not be an even number
 
 
+@pytest.mark.slow
 def test_the_first_process_keeps_history_and_model(found: list[dict[str, Any]]) -> None:
     history = found[0]["trained"]["history"]
     assert history["train_loss"] == EPOCHS
     assert history["elbo_validation"] == EPOCHS // 10
 
 
+@pytest.mark.slow
 def test_two_processes_do_as_well_as_one(found: list[dict[str, Any]]) -> None:
     adata = cells()
     model = registered(adata)
@@ -253,12 +264,14 @@ def test_two_processes_do_as_well_as_one(found: list[dict[str, Any]]) -> None:
     assert found[0]["trained"]["nmi"] > 0.5
 
 
+@pytest.mark.slow
 def test_early_stopping_stops_all_at_once(found: list[dict[str, Any]]) -> None:
     first, second = (part["stored"] for part in found)
     assert first == second
     assert first["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_a_nan_in_one_process_stops_all_at_the_last_good_state(
     found: list[dict[str, Any]],
 ) -> None:
@@ -268,6 +281,7 @@ def test_a_nan_in_one_process_stops_all_at_the_last_good_state(
     assert first["finite"]
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_interruption_of_one(found: list[dict[str, Any]]) -> None:
     first, second = (part["resumed"] for part in found)
     assert first == second
@@ -275,6 +289,7 @@ def test_training_goes_on_from_an_interruption_of_one(found: list[dict[str, Any]
     assert first["whole"] == first["gone on"]
 
 
+@pytest.mark.slow
 def test_the_divergence_of_all_processes_has_the_gradient_of_one(
     found: list[dict[str, Any]],
 ) -> None:
@@ -285,6 +300,7 @@ def test_the_divergence_of_all_processes_has_the_gradient_of_one(
             assert error["gradient"] < 1e-12
 
 
+@pytest.mark.slow
 def test_the_command_line_on_two_devices(tmp_path: Path) -> None:
     path, output = tmp_path / "cells.h5ad", tmp_path / "out.h5ad"
     cells().write_h5ad(path)
