@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from dra_scvi._argument_kinds import check_number, check_seed
+from dra_scvi._argument_kinds import check_kinds, check_number, check_seed
 from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def realism(
     >>> metrics.realism(real, 2 * same)["depth"] > 0.9
     True
     """
+    check_kinds(realism, locals())
     from scipy.stats import ks_2samp
 
     check_number(n_components, "n_components", least=1)
