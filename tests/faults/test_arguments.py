@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scvi.model import SCVI
 
-from dra_scvi import DRA, PublishedDRA, benchmark, pl, report, tl
-from tests.helpers import QUIET, SMALL, cells, fit
+from dra_scvi import DRA, InvalidCountsError, PublishedDRA, benchmark, metrics, pl, report, tl
+from tests.helpers import QUIET, SMALL, cells, fit, invoke
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,3 +232,68 @@ def test_numbers_of_draws(model: DRA, number: Any) -> None:
     assert "n_samples" in refusal(model.posterior_predictive_sample, n_samples=number)
     assert "n_samples" in refusal(model.get_normalized_expression, n_samples_overall=number)
     assert "mc_samples" in refusal(model.get_latent_representation, mc_samples=number)
+
+
+def test_reports_in_any_case(tmp_path: Path) -> None:
+    """`--report r.Html` and `-o OUT.H5AD` are taken: a suffix means the same in any case."""
+    cells().write_h5ad(tmp_path / "cells.H5AD")
+    quick = ("--max-epochs", 1, "--accelerator", "cpu", "--out-of-core", "--resolution", 1)
+    output, page = tmp_path / "OUT.H5AD", tmp_path / "r.Html"
+    done = invoke("train", tmp_path / "cells.H5AD", "-o", output, *quick, "--report", page)
+    assert done.exit_code == 0, done.stderr
+    assert "X_dra" in anndata.read_h5ad(output).obsm
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+OUTPUTS = [
+    (("train", "--output", "out"), "name a file: out.h5ad"),
+    (("train", "--output", "out.csv"), "name a file: out.h5ad"),
+    (("train", "--output", "o.h5ad", "--model-dir", "model.pt"), "name a folder: model"),
+    (("train", "--output", "o.h5ad", "--report", "page"), "name a file: page.html"),
+    (("benchmark", "--label-key", "cell_type", "-o", "table"), "name a file: table.csv"),
+]
+
+
+@pytest.mark.parametrize(("words", "advice"), OUTPUTS)
+def test_outputs_of_another_kind(words: tuple[str, ...], advice: str) -> None:
+    """An output whose name is not of the kind that is written: a name that would do is said."""
+    done = invoke(words[0], "none.h5ad", *words[1:])
+    assert done.exit_code == 2
+    assert advice in done.stderr
+
+
+def test_the_demo_writes_a_folder() -> None:
+    """`demo -o out.h5ad` is refused: it writes a folder, whose name is proposed."""
+    done = invoke("demo", "--output", "out.h5ad")
+    assert done.exit_code == 2
+    assert "name a folder: out" in done.stderr
+
+
+@pytest.mark.parametrize("side", ["real", "generated", "reference"])
+def test_realism_of_logarithms(side: str) -> None:
+    """`metrics.realism` of log-normalised values is refused, as a training on them is."""
+    given = {name: cells() for name in ("real", "generated", "reference")}
+    given[side].X = given[side].X.log1p()
+    with pytest.raises(InvalidCountsError, match=f"^{side} holds .* not whole"):
+        metrics.realism(**given)
+
+
+@pytest.mark.parametrize("save", ["x.unknown", "nowhere/x.png", True])
+@pytest.mark.parametrize("plot", ["training", "axes", "embedding", "benchmark"])
+def test_figures_that_cannot_be_saved(
+    model: DRA, plot: str, save: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A figure in a format that is not known, or for a folder that is not there, is not drawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, "subplots", lambda *args, **kwargs: pytest.fail("it is drawn"))
+    adata = cells()
+    adata.obsm["X_dra"] = np.zeros((60, 2))
+    table = pd.DataFrame({"model": ["pca", "dra"], "nmi": [0.6, 0.7]})
+    drawn = {
+        "embedding": (adata, "X_dra"),
+        "benchmark": (table.assign(dataset="pbmc", n_latent=10, seed=0),),
+    }
+    with pytest.raises((ValueError, TypeError, FileNotFoundError)) as error:
+        getattr(pl, plot)(*drawn.get(plot, (model,)), save=save)
+    words = {"x.unknown": "may end in .*\\.pdf", "nowhere/x.png": "output folder nowhere does not"}
+    assert re.search(words.get(str(save), "save must be a path, not True"), str(error.value))
