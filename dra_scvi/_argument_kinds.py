@@ -3,14 +3,110 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
+import reprlib
+from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from inspect import Parameter
 
 SEED_LIMIT = 2**32 - 1  # NumPy's, and Lightning's
+# what an argument is annotated with, what may be given, and how that is called
+FLAG = (bool, int, np.bool_), "True or False"
+NUMBER = (Real,), "a number"
+DICTIONARY = (Mapping,), "a dictionary"
+PATH = (str, os.PathLike), "a path"
+KINDS = {
+    "bool": FLAG,
+    "int": NUMBER,
+    "float": NUMBER,
+    "str | Path": PATH,
+    "str | os.PathLike[str]": PATH,
+    "dict": DICTIONARY,
+    "Mapping[str, Any]": DICTIONARY,
+}
+
+
+def check_kinds(
+    of: Callable[..., Any] | Mapping[str, Parameter], given: Mapping[str, Any]
+) -> None:
+    """Check the flags, numbers and dictionaries among arguments, by how they are annotated.
+
+    Texts would count as true, whatever they say. `None` stands for a default.
+
+    >>> def save(overwrite: bool = False): ...
+    >>> check_kinds(save, {"overwrite": "no"})
+    Traceback (most recent call last):
+    ...
+    TypeError: overwrite must be True or False, not 'no'
+    """
+    parameters = of if isinstance(of, Mapping) else inspect.signature(of).parameters
+    for name, parameter in parameters.items():
+        value, annotation = given.get(name), parameter.annotation
+        word = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        kinds, wanted = KINDS.get(word.removesuffix(" | None"), ((object,), ""))
+        if value is None or isinstance(value, kinds):
+            continue
+        shown = isinstance(value, str | bytes | Real | list | tuple | set | dict)
+        text = reprlib.repr(value) if shown else type(value).__name__
+        raise TypeError(f"{name} must be {wanted}, not {text}")
+
+
+def check_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Check the kinds of the arguments of a call; of one that is none Python says so itself."""
+    try:
+        given = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return
+    check_kinds(function, given)
+
+
+def check_given_once(
+    function: Callable[..., Any], given: Mapping[str, Any], more: Mapping[str, Any], where: str
+) -> None:
+    """Check that no argument has another value among those that are passed on.
+
+    >>> def train(max_epochs=None, train_kwargs=None): ...
+    >>> check_given_once(train, {"max_epochs": 5}, {"max_epochs": 9}, "train_kwargs")
+    Traceback (most recent call last):
+    ...
+    ValueError: max_epochs is 5, and 9 in train_kwargs: give one of the two
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in more or given[name] is None or given[name] == parameter.default:
+            continue
+        if given[name] != more[name]:
+            raise ValueError(
+                f"{name} is {given[name]!r}, and {more[name]!r} in {where}: give one of the two"
+            )
+
+
+def parameters_along(cls: type) -> dict[str, Parameter]:
+    """Return what an object can be made with, also by the classes that it is made of.
+
+    >>> class Old:
+    ...     def __init__(self, size, colour): ...
+    >>> class New(Old):
+    ...     def __init__(self, *, shape, **kwargs): ...
+    >>> list(parameters_along(New))
+    ['size', 'colour', 'shape']
+    """
+    found: dict[str, Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        variadic = [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        found = {p.name: p for p in parameters if p not in variadic} | found
+        if not any(p.kind == p.VAR_KEYWORD for p in variadic):
+            break
+    return found
 
 
 def matrix(values: Any, argument: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dra_scvi._argument_kinds import check_adata, check_number, check_seed
+from dra_scvi._argument_kinds import check_adata, check_kinds, check_number, check_seed
 from dra_scvi._outputs.h5ad_content import check_key
 from dra_scvi._threads import own_threads
 from dra_scvi.metrics._clustering import cluster_graph, neighbor_graph
@@ -117,6 +117,7 @@ def suggest_resolution(
     >>> found.is_stable, found.table["n_clusters"].tolist()
     (True, [3, 3])
     """
+    check_kinds(suggest_resolution, locals())
     check_adata(adata, ("obsm",))
     check_seed(seed)
     check_number(max_cells, "max_cells", least=LEAST_CELLS)
@@ -193,6 +194,7 @@ def cluster(
     >>> adata.obs["leiden"].value_counts().tolist()
     [50, 50, 50]
     """
+    check_kinds(cluster, locals())
     check_adata(adata, ("obs", "obsm", "uns"))
     check_seed(seed)
     check_key(key_added, "key_added")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dra_scvi import datasets, metrics, pl, tl
-from dra_scvi._argument_kinds import check_seed
+from dra_scvi._argument_kinds import check_kinds, check_seed
 from dra_scvi._model.epochs import default_max_epochs
 from dra_scvi._outputs.files import write_h5ad, write_json
 from dra_scvi._threads import own_threads
@@ -68,6 +68,7 @@ def run(
     >>> scores = demo.run("pbmc")["embeddings"]  # doctest: +SKIP
     >>> scores["dra"]["kmeans"]["nmi"]  # doctest: +SKIP
     """
+    check_kinds(run, locals())
     check_seed(seed)
     folder = Path(output)
     folder.mkdir(exist_ok=True)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dra_scvi import presets
-from dra_scvi._argument_kinds import check_seed
+from dra_scvi._argument_kinds import check_given_once, check_kinds, check_seed
 from dra_scvi._clusters import Suggestion, cluster, suggest_resolution
 from dra_scvi._data.registration import forget_with
 from dra_scvi._data.variable_genes import variable_genes
 from dra_scvi._labels.transfer_labels import transfer_labels
+from dra_scvi._model.arguments import check_model_names, check_training, check_training_names
 from dra_scvi._model.dra import DRA
 from dra_scvi._module.priors import effective_prior
 from dra_scvi._published.model import PublishedDRA
@@ -153,13 +154,17 @@ def _dra(
     resume: bool = False,
 ) -> DRA:
     """Embed like :func:`dra`, and leave the checkpoint to a caller who has more to write."""
-    settings = _settings(preset, n_latent)
+    check_kinds(dra, locals())
+    model_cls = DRA if preset is None else PublishedDRA
+    _check_passed_on(locals())
+    _check_names(adata, key_added, seed)
+    _check_checkpoint(checkpoint, resume)
+    settings = _settings(preset, (model_kwargs or {}).get("n_latent", n_latent))
     train = {**settings.train, "accelerator": accelerator, **(train_kwargs or {})}
     if max_epochs is not None:
         train["max_epochs"] = max_epochs
-    _check_names(adata, key_added, seed)
-    _check_checkpoint(checkpoint, resume)
-    model_cls = DRA if preset is None else PublishedDRA
+    if plan := {**settings.train.get("plan_kwargs", {}), **(train.get("plan_kwargs") or {})}:
+        train["plan_kwargs"] = plan
     with seeded(seed):
         model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key)
         model = model_cls(adata, **{**settings.model, **(model_kwargs or {})})
@@ -213,6 +218,21 @@ def _settings(preset: str | None, n_latent: int) -> presets.Preset:
     if preset != "published":
         raise ValueError(f"preset must be None or 'published', not {preset!r}.")
     return presets.published(n_latent)
+
+
+def _check_passed_on(given: Mapping[str, Any]) -> None:
+    """Check what is passed on: names, kinds, and that nothing is given twice."""
+    train, model_cls = given["train_kwargs"] or {}, given["model_cls"]
+    check_model_names(model_cls, given["model_kwargs"] or {}, "model_kwargs")
+    check_training(train)
+    check_training_names(model_cls, train, "train_kwargs")
+    check_given_once(dra, given, given["model_kwargs"] or {}, "model_kwargs")
+    check_given_once(dra, given, train, "train_kwargs")
+    check_given_once(dra, given, train.get("plan_kwargs") or {}, "plan_kwargs")
+    if given["checkpoint"] is not None and train.get("ckpt_path") is not None:
+        raise ValueError(
+            "checkpoint is what training goes on from: leave ckpt_path out of train_kwargs"
+        )
 
 
 def _check_names(adata: AnnData, key_added: Any, seed: Any) -> None:

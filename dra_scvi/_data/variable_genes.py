@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from dra_scvi._argument_kinds import check_kinds
 from dra_scvi._data.columns import validate_keys
 from dra_scvi._exceptions import first_line
 
@@ -62,6 +63,7 @@ def variable_genes(
     >>> adata.n_vars
     9
     """
+    check_kinds(variable_genes, locals())
     if n_genes < 1:
         raise ValueError(f"n_genes must be at least 1, not {n_genes}.")
     validate_keys(adata, layer, {"batch_key": batch_key})

@@ -60,7 +60,7 @@ def check_model_folder(path: Path) -> None:
     wanted = "what is wanted here is the folder of a saved model, as of train --model-dir"
     if path.name == MODEL and path.is_file():
         raise InputError(f"{path} is a file of a saved model; name its folder, {path.parent}.")
-    if is_zarr(path) or (path.suffix == ".h5ad" and path.exists()):
+    if is_zarr(path) or (path.suffix.lower() == ".h5ad" and path.exists()):
         raise InputError(f"{path} is an AnnData, and {wanted}.")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, and {wanted}.")

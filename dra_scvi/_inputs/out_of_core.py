@@ -43,7 +43,7 @@ def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
 
     `wanted` is what was asked for; `None` leaves it to the size of the file.
     """
-    is_possible = path.is_file() and path.suffix == ".h5ad" or is_zarr(path)
+    is_possible = path.is_file() and path.suffix.lower() == ".h5ad" or is_zarr(path)
     if wanted and not is_possible and path.exists():
         check_kind(path)
         raise ValueError(f"{path} has to be an .h5ad or a zarr store for --out-of-core.")
@@ -117,7 +117,7 @@ def write_copy(
     """
     with atomic_path(path, replace) as temporary:
         _check_state(source, adata, path)
-        if source.suffix == ".h5ad":
+        if source.suffix.lower() == ".h5ad":
             shutil.copyfile(source, temporary)
         else:
             _convert(source, temporary)
@@ -236,7 +236,7 @@ def _items(store: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def _open(path: Path) -> Any:
-    if path.suffix == ".h5ad":
+    if path.suffix.lower() == ".h5ad":
         check_hdf5(path)
         return h5py.File(path, "r")
     import zarr

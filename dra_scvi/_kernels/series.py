@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -25,8 +27,25 @@ _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(_LN2 - 0.693359375)
 
 
+def _digest() -> str:
+    """Tell this version of the file from others."""
+    try:
+        return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    except OSError:  # it is not on disk, and nothing is kept there
+        return ""
+
+
+_VERSION = _digest()
+
+
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on first use, and keep the result on disk where a folder for that can be written."""
+    """Compile on first use, and keep the result on disk where a folder for that can be written.
+
+    What is kept is found by the name of a function, and is made anew when the file changes that
+    the function is in. The functions of this file become part of those of others: their names
+    tell by which version.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{_VERSION}"
     options: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dra_scvi._argument_kinds import check_adata, check_number, check_seed
+from dra_scvi._argument_kinds import (
+    check_adata,
+    check_given_once,
+    check_kinds,
+    check_number,
+    check_seed,
+)
 from dra_scvi._data.columns import counted
 from dra_scvi._labels.calibration import temper
 from dra_scvi._labels.classifier import Classifier, Prediction
 from dra_scvi._labels.query import encode_query
 from dra_scvi._labels.types import Types, known_types
-from dra_scvi._model.arguments import check_shares
+from dra_scvi._model.arguments import check_shares, check_training_names
 from dra_scvi._model.dra import DRA
 from dra_scvi._outputs.h5ad_content import check_key
 from dra_scvi._training.runner import seeded
@@ -161,9 +167,13 @@ def transfer_labels(
         "max_epochs": max_epochs,
         "seed": seed,
     }
+    check_kinds(transfer_labels, locals())
+    check_given_once(transfer_labels, locals(), train_kwargs or {}, "train_kwargs")
     _check(reference_model, query, key, embedding_key, unknown, numbers)
     types = known_types(reference_model.adata, labels_key, unknown)
     train = {"accelerator": accelerator, **(train_kwargs or {})}
+    check_training_names(type(reference_model), train, "train_kwargs")
+    max_epochs = train.pop("max_epochs", max_epochs)
     with seeded(seed):
         codes = encode_query(reference_model, query, max_epochs, train)
         classifier = Classifier.fit(

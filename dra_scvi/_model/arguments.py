@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from scvi.dataloaders import AnnDataLoader
+from scvi.model import SCVI
 
-from dra_scvi._argument_kinds import check_adata
-from dra_scvi._data.columns import unknown_key, validate_keys
+from dra_scvi._argument_kinds import check_adata, check_kinds, parameters_along
+from dra_scvi._data.columns import closest, unknown_key, validate_keys
 from dra_scvi._data.unchanged import comparing_once
 from dra_scvi._threads import within_own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from inspect import Parameter
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -46,7 +49,16 @@ SHARES = {
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 OLD_PRECISIONS = ("16", "32", "64", "bf16")
 RATES = ("lr", "discriminator_lr")
+WARM_UPS = ("n_epochs_kl_warmup", "n_steps_kl_warmup")
+DRAWS = ("n_samples", "n_samples_overall", "mc_samples", "n_mc_samples", "n_mc_samples_per_pass")
 CELLS = ("indices", "idx1", "idx2")
+# what scvi-tools gives to a module itself
+FROM_DATA = (
+    *("n_input", "n_batch", "n_labels", "n_continuous_cov", "n_cats_per_cov"),
+    *("use_size_factor_key", "library_log_means", "library_log_vars"),
+)
+# what others call them
+OTHER_NAMES = {"learning_rate": "lr", "epochs": "max_epochs", "n_epochs": "max_epochs"}
 
 
 def check_model(arguments: Mapping[str, Any]) -> None:
@@ -95,6 +107,9 @@ def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> N
         raise TypeError(f"plan_kwargs={plan!r}: a dictionary is needed, such as {{'lr': 1e-3}}.")
     for name in RATES:
         _check_rate(name, plan.get(name, 0.0))
+    for name in WARM_UPS:
+        if plan.get(name) not in (None, "auto"):
+            _check_rate(name, plan[name])
     given = {k: v for k, v in arguments.items() if v is not None}
     check_shares(given)
     if (total := given.get("train_size", 0) + given.get("validation_size", 0)) > 1:
@@ -102,6 +117,64 @@ def check_training(arguments: Mapping[str, Any], least_batch_size: int = 1) -> N
             f"train_size={given['train_size']} and validation_size={given['validation_size']} "
             f"make {total:g}; together they can be 1 at most."
         )
+
+
+def check_known(
+    where: str,
+    given: Mapping[str, Any],
+    known: Mapping[str, Parameter],
+    elsewhere: Mapping[str, Mapping[str, Parameter]] | None = None,
+) -> None:
+    """Check names of arguments before they are passed on, and their kinds.
+
+    Of an unknown one is said which may be meant, and where one belongs that is known `elsewhere`.
+
+    >>> from inspect import signature
+    >>> check_known("plan_kwargs", {"wieght_decay": 1}, signature(torch.optim.Adam).parameters)
+    Traceback (most recent call last):
+    ...
+    TypeError: plan_kwargs: there is no argument 'wieght_decay'; did you mean 'weight_decay'?
+    """
+    for name in given:
+        if name in known:
+            continue
+        wanted = OTHER_NAMES.get(name, name)
+        place = next((key for key, names in (elsewhere or {}).items() if wanted in names), None)
+        match = wanted if wanted in known else closest(wanted, known)
+        hint = f"; did you mean {match!r}?" if match else "."
+        if place is not None:
+            hint = f"; give {place}={{{wanted!r}: ...}}."
+        raise TypeError(f"{where}: there is no argument {name!r}{hint}")
+    check_kinds(known, given)
+
+
+def check_model_names(model_cls: Any, given: Mapping[str, Any], where: str) -> None:
+    """Check the names of what a model is made with, or passes on to its module."""
+    known = parameters_along(model_cls)
+    if any(p.kind == p.VAR_KEYWORD for p in inspect.signature(model_cls).parameters.values()):
+        known = parameters_along(model_cls._module_cls) | known
+    left_out = ("adata", "registry", *FROM_DATA)
+    check_known(where, given, {k: v for k, v in known.items() if k not in left_out})
+
+
+def check_training_names(model_cls: Any, given: Mapping[str, Any], where: str = "train") -> None:
+    """Check the names of what training is told, and passes on to trainer, plan and splitter."""
+    plan = parameters_along(model_cls._training_plan_cls)
+    loss = list(inspect.signature(model_cls._module_cls.loss).parameters.values())
+    plan |= {p.name: p for p in loss[4:] if p.name != "kl_weight"}
+    del plan["module"]
+    splitter = parameters_along(model_cls._data_splitter_cls) | parameters_along(AnnDataLoader)
+    del splitter["adata_manager"]
+    passed_on = {"plan_kwargs": plan, "datasplitter_kwargs": splitter}
+    trainer = parameters_along(model_cls._train_runner_cls._trainer_cls)
+    own = dict(inspect.signature(model_cls.train).parameters)
+    for name in ("self", "trainer_kwargs"):
+        own.pop(name, None)
+    runner = {"ckpt_path": inspect.Parameter("ckpt_path", inspect.Parameter.KEYWORD_ONLY)}
+    check_known(where, given, trainer | own | runner, passed_on)
+    for argument, known in passed_on.items():
+        if isinstance(given.get(argument), Mapping):
+            check_known(argument, given[argument], known)
 
 
 def check_batch_size(batch_size: Any, least: int = 1) -> None:
@@ -242,13 +315,19 @@ def takes_cells(getter: Method) -> Method:
     runs with the numbers of threads that are fastest.
     """
     signature = inspect.signature(getter)
+    loader = parameters_along(AnnDataLoader)
+    weights = loader | dict(inspect.signature(SCVI.get_importance_weights).parameters)
+    passed_on = {"data_loader_kwargs": loader, "importance_weighting_kwargs": weights}
 
     @within_own_threads
     @functools.wraps(getter)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
         arguments = given.arguments
-        check_batch_size(arguments.get("batch_size"))
+        check_kinds(signature.parameters, arguments)
+        _check_getter(arguments)
+        for name, known in passed_on.items():
+            check_known(getter.__name__, arguments.get(name) or {}, known)
         adata = arguments.get("adata")
         adata = self.adata if adata is None else adata
         if adata is not None:
@@ -264,6 +343,20 @@ def takes_cells(getter: Method) -> Method:
             return getter(*given.args, **given.kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def _check_getter(arguments: Mapping[str, Any]) -> None:
+    """Check numbers, of which scvi-tools takes any."""
+    check_batch_size(arguments.get("batch_size"))
+    for name in DRAWS:
+        if arguments.get(name) is not None:
+            _check_whole(name, arguments[name], 1)
+    size = arguments.get("library_size", 1.0)
+    is_number = isinstance(size, Real) and not isinstance(size, bool)
+    if size != "latent" and not (is_number and 0 < float(size) < np.inf):
+        raise ValueError(
+            f"library_size={size!r}: a finite number above 0, or 'latent', is needed."
+        )
 
 
 def _check_names(arguments: Mapping[str, Any], adata: AnnData) -> None:

@@ -12,6 +12,7 @@ from scvi.model import SCVI
 from scvi.utils import setup_anndata_dsp
 from torch.nn import BatchNorm1d
 
+from dra_scvi._argument_kinds import check_call, check_kinds
 from dra_scvi._compat import is_minified, minified_type
 from dra_scvi._data.columns import validate_keys
 from dra_scvi._data.fields import (
@@ -23,7 +24,12 @@ from dra_scvi._data.fields import (
 )
 from dra_scvi._data.registration import CountsManager
 from dra_scvi._docstrings import with_parameters_of
-from dra_scvi._model.arguments import check_columns, check_training, refuse_mudata
+from dra_scvi._model.arguments import (
+    check_columns,
+    check_training,
+    check_training_names,
+    refuse_mudata,
+)
 from dra_scvi._model.epochs import default_max_epochs
 from dra_scvi._model.getters import GetterMixin
 from dra_scvi._model.saving import PersistenceMixin
@@ -78,7 +84,10 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
         """
         given = signature(super().train).bind_partial(max_epochs, *args, **kwargs)
         least = 2 if any(isinstance(m, BatchNorm1d) for m in self.module.modules()) else 1
-        check_training(given.arguments | given.arguments.get("trainer_kwargs", {}), least)
+        arguments = dict(given.arguments)
+        arguments |= arguments.pop("trainer_kwargs", {})
+        check_training(arguments, least)
+        check_training_names(type(self), arguments)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError("Every parameter of the module is frozen: none is left to train.")
         n_obs = getattr(kwargs.get("datamodule") or self.adata, "n_obs", None)
@@ -116,6 +125,7 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
         -----
         Of several processes that trained together, the first one writes.
         """
+        check_call(self.save, *args, **kwargs)
         trainer = getattr(self, "trainer", None)
         is_training = trainer is not None and trainer.state.status == "running"
         with self._as_if_finished() if is_training else contextlib.nullcontext():
@@ -175,6 +185,7 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
         InvalidCountsError
             When the matrix does not hold raw counts.
         """
+        check_kinds(BaseDRA.setup_anndata, locals())
         setup_method_args = cls._get_setup_method_args(**locals())  # needs nothing else in scope
         refuse_mudata(adata)
         given = setup_method_args["setup_args"]

@@ -14,7 +14,7 @@ from dra_scvi._data.minibatches import DataSplitter
 from dra_scvi._data.rows import registered_rows
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._exceptions import TrainingDivergedError
-from dra_scvi._model.arguments import check_model, takes_cells
+from dra_scvi._model.arguments import check_model, check_model_names, takes_cells
 from dra_scvi._model.base import BaseDRA
 from dra_scvi._model.generating import GeneratingMixin
 from dra_scvi._model.getters import INFERENCE_BATCH_SIZE
@@ -145,6 +145,7 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
         for name in ("self", "adata", "registry", "kwargs", "__class__"):
             del arguments[name]
         check_model(arguments)
+        check_model_names(type(self), arguments | kwargs, type(self).__name__)
         super().__init__(adata, registry, **arguments, **kwargs)
         widths = list(map(int, hidden_widths(n_hidden, n_layers, n_latent)))
         self._model_summary_string = (

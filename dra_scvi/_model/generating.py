@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
-from dra_scvi._argument_kinds import check_number, check_seed
+from dra_scvi._argument_kinds import check_kinds, check_number, check_seed
 from dra_scvi._module.neighborhood import evenly_spaced
 from dra_scvi._threads import within_own_threads
 from dra_scvi._training.runner import TURNS
@@ -100,6 +100,7 @@ class GeneratingMixin:
         >>> generated.shape, generated.X.format, generated.obsm["codes"].shape
         ((100, 50), 'csr', (100, 5))
         """
+        check_kinds(GeneratingMixin.generate, locals())
         check_number(n_cells, "n_cells", least=1)
         check_seed(seed)
         self._check_if_trained(warn=False)  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import torch
 from scvi.model import SCVI
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
+from dra_scvi._argument_kinds import check_call
 from dra_scvi._docstrings import with_parameters_of
 from dra_scvi._model.arguments import takes_cells
 
@@ -58,6 +59,7 @@ class GetterMixin(SCVI):
 
     @functools.wraps(SCVI.minify_adata)
     def minify_adata(self, *args: Any, **kwargs: Any) -> None:
+        check_call(super().minify_adata, *args, **kwargs)
         self._validate_anndata()
         super().minify_adata(*args, **kwargs)
 

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import ArchesMixin, BaseModelClass
 
+from dra_scvi._argument_kinds import check_call, check_kinds
 from dra_scvi._compat import download
 from dra_scvi._data.query import check_genes
 from dra_scvi._docstrings import with_parameters_of
@@ -122,6 +123,8 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
         GeneMismatchError
             When genes of the model are missing from `adata`, or others are there.
         """
+        given = (accelerator, device, prefix, backup_url)
+        check_call(cls.load, dir_path, adata, *given, *args, trusted=trusted, **kwargs)
         prefix = check_prefix(prefix)
         if backup_url is not None:
             download(backup_url, os.path.expanduser(dir_path), prefix + MODEL)
@@ -129,11 +132,11 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
             if isinstance(adata, AnnData):
                 adata = in_gene_order(adata, read_model(copy, prefix)["var_names"])
             load = functools.partial(super().load, str(copy))
-            given = (accelerator, device, prefix, None, *args)
+            given = (accelerator, device, prefix, None)
             try:
-                return load(adata, *given, **kwargs)
+                return load(adata, *given, *args, **kwargs)
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError):
-                _check_buildable(functools.partial(load, False, *given, **kwargs), dir_path)
+                _check_buildable(functools.partial(load, False, *given, *args, **kwargs), dir_path)
                 raise
 
     @staticmethod
@@ -165,6 +168,7 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
         prefix: str | None = None,
         **save_kwargs: Any,
     ) -> None:
+        check_kinds(PersistenceMixin.convert_legacy_save, locals())
         output = os.path.expanduser(output_dir_path)
         with legacy_copy(dir_path, prefix) as copy:
             super().convert_legacy_save(str(copy), output, overwrite, prefix, **save_kwargs)
@@ -191,6 +195,7 @@ class PersistenceMixin(ArchesMixin, BaseModelClass):
         *args: Any,
         **kwargs: Any,
     ) -> AnnData | pd.Index | None:
+        check_call(ArchesMixin.prepare_query_anndata, adata, reference_model, *args, **kwargs)
         if not isinstance(reference_model, str | os.PathLike):
             return ArchesMixin.prepare_query_anndata(adata, reference_model, *args, **kwargs)
         with checked_copy(reference_model) as copy:

@@ -10,8 +10,10 @@ from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 from scvi.nn import FCLayers
 
+from dra_scvi._argument_kinds import check_call, parameters_along
 from dra_scvi._compat import is_minified
 from dra_scvi._docstrings import with_parameters_of
+from dra_scvi._model.arguments import check_known
 
 if TYPE_CHECKING:
     import os
@@ -61,6 +63,7 @@ class TransferMixin:
         registry
             Registry of a data module, in place of `adata`.
         """
+        check_call(cls.load_query_data, adata, reference_model, *args, **kwargs)
         model = super().load_query_data(adata, reference_model, *args, **kwargs)  # type: ignore[misc]
         if isinstance(reference_model, SCVI):
             registry = reference_model.registry
@@ -143,6 +146,9 @@ class TransferMixin:
         adata = scvi_model.adata if adata is None else adata
         if adata is None or is_minified(adata):
             raise ValueError("The scVI model holds no counts: pass adata, with counts.")
+        check_known(
+            "from_scvi_model", kwargs, {k: v for k, v in parameters_along(cls).items() if k in OWN}
+        )
         registry = scvi_model.registry
         cls.setup_anndata(adata, **registry["setup_args"], source_registry=registry)  # type: ignore[attr-defined]
         given = scvi_model.init_params_

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scvi import REGISTRY_KEYS
 
+from dra_scvi._argument_kinds import check_kinds
 from dra_scvi._exceptions import InvalidCountsError
 from dra_scvi._model.arguments import check_model
 from dra_scvi._model.base import BaseDRA
@@ -100,6 +101,7 @@ class PublishedDRA(BaseDRA):
             n_hidden = n_hidden or networks["n_hidden"]
             n_hidden_discriminator = n_hidden_discriminator or networks["n_hidden_discriminator"]
         check_model(locals())
+        check_kinds(PublishedDRA, locals())
         super().__init__(
             adata,
             n_hidden=n_hidden,

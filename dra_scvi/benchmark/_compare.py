@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from dra_scvi._argument_kinds import check_adata, check_number
+from dra_scvi._argument_kinds import check_adata, check_kinds, check_number
 from dra_scvi.benchmark._cells import Cells, check_input, prepare
 from dra_scvi.benchmark._models import Contender, Embed, Task, resolve
 from dra_scvi.benchmark._parallel import spread
@@ -160,6 +160,7 @@ def compare(
     >>> table[["model", "n_latent", "seed", "n_clusters"]].to_numpy().tolist()
     [['pca', 2, 0, 3], ['fa', 2, 0, 3], ['pca', 2, 1, 3], ['fa', 2, 1, 3]]
     """
+    check_kinds(compare, locals())
     check_adata(adata)
     _check_kinds(label_key=label_key, batch_key=batch_key, layer=layer)
     check_number(parallel, "parallel", least=1)

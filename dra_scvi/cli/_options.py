@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SEED_LIMIT = 2**32 - 1
 KEY_ADDED = "X_dra"
+# by which a file is known that was named where a folder is wanted
+FILE_SUFFIXES = (".h5ad", ".h5", ".html", ".csv", ".json", ".pt")
 COUNT = click.IntRange(min=1)
 
 
@@ -35,8 +37,8 @@ class PathName(click.Path):
         return Path(os.path.expanduser(text))
 
 
-class FolderName(PathName):
-    """A name of a folder to be written."""
+class OutputName(PathName):
+    """A name of something to be written."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -48,8 +50,22 @@ class FolderName(PathName):
         return path
 
 
-class FileName(FolderName):
-    """A name of a file to be written, which ends in one of some suffixes."""
+class FolderName(OutputName):
+    """A name of a folder to be written."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Refuse names of files as well."""
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() in FILE_SUFFIXES:
+            folder = path.with_suffix("")
+            self.fail(f"{str(path)!r} names a file; name a folder: {folder}", param, ctx)
+        return path
+
+
+class FileName(OutputName):
+    """A name of a file to be written, which ends in one of some suffixes, in any case."""
 
     def __init__(self, *suffixes: str) -> None:
         super().__init__()
@@ -62,8 +78,10 @@ class FileName(FolderName):
         if os.fspath(value).endswith(("/", os.sep)):
             self.fail(f"{os.fspath(value)!r} names a folder; name a file in it.", param, ctx)
         path = super().convert(value, param, ctx)
-        if self.suffixes and path.suffix not in self.suffixes:
-            self.fail(f"{str(path)!r} does not end in {self.suffixes[0]}.", param, ctx)
+        if self.suffixes and path.suffix.lower() not in self.suffixes:
+            wanted = self.suffixes[0]
+            advice = f"; name a file: {path.with_suffix(wanted)}" if path.name else "."
+            self.fail(f"{str(path)!r} does not end in {wanted}{advice}", param, ctx)
         return path
 
 

@@ -122,7 +122,7 @@ WIDTHS = Numbers("widths", "128 or 512,512")
 @click.option("--umap", is_flag=True, help='Write the UMAP of the embedding to obsm["X_umap"].')
 @click.option(
     "--report",
-    type=FileName(".html", ".htm", ".HTML", ".HTM"),
+    type=FileName(".html", ".htm"),
     metavar="FILE.html",
     help="Write a page with figures, markers and settings; with --leiden and --umap.",
 )

@@ -78,7 +78,7 @@ def kang(path: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def _parse(path: Path) -> AnnData:
-    if path.suffix == ".h5ad":
+    if path.suffix.lower() == ".h5ad":
         adata = anndata.read_h5ad(path)
         counts, genes, obs = (
             sparse.csr_matrix(adata.X, dtype=np.float32),

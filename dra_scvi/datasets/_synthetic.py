@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from dra_scvi._argument_kinds import check_kinds
 from dra_scvi._inputs.mtx_labels import assemble, numbered
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def synthetic(
     >>> adata.shape, adata.obs["cell_type"].value_counts().tolist()
     ((60, 20), [20, 20, 20])
     """
+    check_kinds(synthetic, locals())
     _check_sizes(n_cells=n_cells, n_genes=n_genes, n_types=n_types, n_batches=n_batches)
     rng = np.random.default_rng(seed)
     types = rng.permutation(np.arange(n_cells) % n_types)

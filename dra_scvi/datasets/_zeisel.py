@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from dra_scvi._argument_kinds import check_kinds
 from dra_scvi._inputs.mtx_labels import named_rows
 from dra_scvi.datasets._source import Source
 
@@ -86,6 +87,7 @@ def zeisel(
     >>> adata.shape, adata.obs["cell_type"].nunique()  # doctest: +SKIP
     ((3005, 720), 9)
     """
+    check_kinds(zeisel, locals())
     if labels not in get_args(ZeiselLabels):
         raise ValueError(f"Unknown labels {labels!r}; choose 'level1class' or 'group'.")
     adata = _SOURCE.read(path, _parse)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dra_scvi._argument_kinds import check_number, matrix, one_per_cell
+from dra_scvi._argument_kinds import check_kinds, check_number, matrix, one_per_cell
 from dra_scvi.metrics._input import label_codes
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def calibration(
     >>> found["accuracy"], round(found["confidence"], 6), round(found["ece"], 6)
     (0.75, 0.75, 0.0)
     """
+    check_kinds(calibration, locals())
     check_number(n_bins, "n_bins", least=1)
     shares, names = _checked(probabilities, types)
     values = one_per_cell(labels, len(shares), "labels")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from dra_scvi._argument_kinds import check_number, check_seed
+from dra_scvi._argument_kinds import check_kinds, check_number, check_seed
 from dra_scvi._threads import own_threads
 from dra_scvi.metrics._input import codes_of, n_distinct, points_of
 
@@ -75,6 +75,7 @@ def cluster(
     >>> bool(found[0] == found[1]), bool(found[0] == found[2])
     (True, False)
     """
+    check_kinds(cluster, locals())
     points = points_of(embedding, use_rep)
     _check_method(method, n_clusters)
     _check_numbers(len(points), n_clusters, resolution, seed, n_init)
@@ -166,6 +167,7 @@ def clustering(
     >>> sorted(metrics.clustering(adata, labels="cell_type", use_rep="X_pca"))
     ['ari', 'n_clusters', 'nmi', 'silhouette']
     """
+    check_kinds(clustering, locals())
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     points = points_of(embedding, use_rep)
@@ -225,6 +227,7 @@ def leiden_matched(
     >>> len(np.unique(metrics.leiden_matched(embedding, n_clusters=4)))
     4
     """
+    check_kinds(leiden_matched, locals())
     check_number(n_clusters, "n_clusters", least=1)
     check_seed(seed)
     return matched(neighbor_graph(points_of(embedding, use_rep), seed), n_clusters, seed)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dra_scvi._argument_kinds import check_number
+from dra_scvi._argument_kinds import check_kinds, check_number
 from dra_scvi._threads import own_threads
 from dra_scvi.metrics._input import codes_of, points_of
 
@@ -61,6 +61,7 @@ def purity(
     >>> round(metrics.purity(embedding, ["B", "B", "T", "T", "T"], n_neighbors=1), 3)
     0.833
     """
+    check_kinds(purity, locals())
     from sklearn.neighbors import NearestNeighbors
 
     check_number(n_neighbors, "n_neighbors", least=1)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from dra_scvi._argument_kinds import check_number, check_seed
+from dra_scvi._argument_kinds import check_kinds, check_number, check_seed
+from dra_scvi._exceptions import InvalidCountsError
 from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def realism(
     TypeError
         When counts are no matrix of numbers.
     ValueError
-        When genes differ, counts are negative or not finite, or there are too few cells.
+        When genes differ, there are too few cells, or counts are negative, not finite or not
+        whole (:class:`~dra_scvi.InvalidCountsError`).
 
     References
     ----------
@@ -98,6 +100,7 @@ def realism(
     >>> metrics.realism(real, 2 * same)["depth"] > 0.9
     True
     """
+    check_kinds(realism, locals())
     from scipy.stats import ks_2samp
 
     check_number(n_components, "n_components", least=1)
@@ -155,6 +158,13 @@ def _counts(values: Any, argument: str) -> sparse.csr_matrix:
         ) from error
     if not np.isfinite(counts.data).all() or (counts.data < 0).any():
         raise ValueError(f"{argument} holds values that are negative or not finite: no counts.")
+    broken = counts.data[counts.data != np.rint(counts.data)]
+    if len(broken):
+        raise InvalidCountsError(
+            f"{argument} holds {len(broken)} values that are not whole (first: {broken[0]:.4g}), "
+            "as log-normalised ones; pass counts, such as those in a layer. Round what was "
+            "corrected or estimated."
+        )
     return counts
 
 

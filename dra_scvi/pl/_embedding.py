@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from dra_scvi._argument_kinds import check_adata, check_number
+from dra_scvi._argument_kinds import check_adata, check_kinds, check_number
 from dra_scvi._data.columns import unknown_key
 from dra_scvi.benchmark._pairs import TITLES
 from dra_scvi.pl._figures import SIDE, check_names, finish, is_shown, make_axes
@@ -120,6 +120,9 @@ def embedding(
     >>> embedding(adata, "X_dra", show=False).get_title()
     'DRA'
     """
+    check_kinds(embedding, locals())
+    if ncols is not None:
+        check_number(ncols, "ncols", least=1)
     check_adata(adata, ("obs", "obsm"))
     check_names("basis", basis)
     check_names("color", [] if color is None else color)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dra_scvi._outputs.files import atomic_path
+from dra_scvi._argument_kinds import check_kinds
+from dra_scvi._outputs.drafts import destination
+from dra_scvi._outputs.files import atomic_path, check_parent
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -39,7 +40,14 @@ def literal(name: object) -> str:
 
 
 def is_shown(show: bool | None, ax: Axes | None, save: str | Path | None) -> bool:
-    """Tell whether a figure is to be shown, as scanpy would where nobody says so."""
+    """Tell whether a figure is to be shown, as scanpy would where nobody says so.
+
+    Where it cannot be saved, that is said before it is drawn.
+    """
+    check_kinds(is_shown, locals())
+    if save is not None:
+        _check_kind(Path(save))
+        check_parent(destination(Path(save)))
     if show is not None:
         return show
     if ax is not None or save is not None:
@@ -47,6 +55,19 @@ def is_shown(show: bool | None, ax: Axes | None, save: str | Path | None) -> boo
     import scanpy
 
     return bool(scanpy.settings.autoshow)
+
+
+def _check_kind(path: Path) -> None:
+    """Check that matplotlib writes files of a suffix."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    kind = path.suffix.lstrip(".").lower()
+    if kind and kind not in kinds:
+        raise ValueError(
+            f"save={str(path)!r}: figures are not written as .{kind}; the name may end in "
+            f"{', '.join(f'.{known}' for known in kinds)}"
+        )
 
 
 def make_axes(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from dra_scvi._argument_kinds import check_kinds
 from dra_scvi._data.columns import unknown_key
 from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, finish, is_shown, make_axes
 
@@ -115,6 +116,7 @@ def training(
     >>> training(history, show=False).get_title()
     'How well counts are explained (loss)'
     """
+    check_kinds(training, locals())
     history = _history(model_or_history)
     panels = _panels(history, [keys] if isinstance(keys, str) else keys)
     if ax is not None and len(panels) > 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dra_scvi import metrics
-from dra_scvi._argument_kinds import check_adata, check_seed
+from dra_scvi._argument_kinds import check_adata, check_kinds, check_seed
 from dra_scvi._data.columns import validate_keys
 from dra_scvi._model.base import BaseDRA
 from dra_scvi._outputs.files import check_parent, write_text
@@ -104,6 +104,7 @@ def write(
     >>> dra_scvi.tl.cluster(adata)  # doctest: +SKIP
     >>> dra_scvi.report.write(model, adata, "report.html", label_key="cell_type")  # doctest: +SKIP
     """
+    check_kinds(write, locals())
     path = Path(path).expanduser()
     check_parent(path)
     if path.exists() and not replace:

@@ -124,7 +124,7 @@ def test_every_command_takes_a_file(
         ("label-key: yes", "label-key: 'yes' means true or false in YAML"),
         ("force: maybe", "force: 'maybe' is not a valid boolean"),
         ("prior: gamma", "prior: 'gamma' is not one of 'normal', 'uniform', 'mixture'."),
-        ("output: out.csv", "output: 'out.csv' does not end in .h5ad."),
+        ("output: out.csv", "output: 'out.csv' does not end in .h5ad; name a file: out.h5ad"),
         ("seed: 1\nn-latent: 2\nseed: 2", "seed: given twice."),
         ("n-latent: 2\nn_latent: 3", "n_latent: given twice."),
         ("- n-latent", "not a mapping of options to values"),
