@@ -25,6 +25,8 @@ def default_max_epochs(
     [100, 25, 25, 4]
     >>> default_max_epochs(4_000, n_latent=2), default_max_epochs(4_000, n_batch=3)
     (100, 100)
+    >>> default_max_epochs(1_000_000, n_batch=3)
+    8
     """
     steps_per_epoch = math.ceil(0.9 * n_obs / batch_size)
     enough = math.ceil(MIN_STEPS / steps_per_epoch)

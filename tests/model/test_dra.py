@@ -54,7 +54,7 @@ def test_training_separates_the_types(adata: AnnData) -> None:
 
 @pytest.mark.parametrize(
     ("n_latent", "batch_key", "expected"),
-    [(10, None, 2), (2, None, 8), (10, "batch", 4), (2, "batch", 8)],
+    [(10, None, 2), (2, None, 8), (10, "batch", 8), (1, "batch", 16)],
 )
 def test_default_epochs_follow_dimensions_and_batches(
     adata: AnnData,
@@ -67,7 +67,7 @@ def test_default_epochs_follow_dimensions_and_batches(
 
     monkeypatch.setattr(epochs, "MIN_STEPS", 1)
     monkeypatch.setattr(epochs, "MIN_EPOCHS", 2)
-    monkeypatch.setattr(epochs, "MAX_EPOCHS", 16)
+    monkeypatch.setattr(epochs, "MAX_EPOCHS", 32)
     DRA.setup_anndata(adata, batch_key=batch_key)
     model = DRA(adata, n_hidden=8, n_latent=n_latent)
     model.train(**QUIET)
