@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 # with several batches the match is what mixes them: each must fill the same prior
 LATENT_WEIGHT_OF_BATCHES = 10.0
-# with a learning rate that falls, half as many steps do; batches need them all to mix
-RATE, RATE_OF_BATCHES = 2e-3, 1e-3
 DISCRIMINATORS = ("latent_discriminator", "data_discriminator")
 TERMS = (
     "train_loss",
@@ -89,21 +87,17 @@ class DualMatchingPlan(ResumablePlan):
         a batch lacks is not filled with other cells of it
         (:class:`~dra_scvi._module.composition.Composition`).
     discriminator_lr
-        Learning rate of both discriminators; `None` for a tenth of what `lr` is by default. They
-        learn more slowly than the autoencoder: one that tells the samples apart for certain has
-        no gradient left to give.
+        Learning rate of both discriminators. They learn more slowly than the autoencoder: one that
+        tells the samples apart for certain has no gradient left to give.
     n_epochs_kl_warmup
         Epochs in which the weight of the KL divergence rises from `min_kl_weight` to
         `max_kl_weight`; `"auto"` for half of all epochs, or for one with several batches.
     n_steps_kl_warmup
         The same in minibatches.
-    lr
-        Learning rate of the autoencoder; `None` for 2e-3, or for 1e-3 with several batches.
     lr_decay_start
         When learning rates begin to fall, along a line to 0 at the end, as a share of all steps;
-        1 for never, `None` for half, or for never with several batches, which take longer to mix.
-        They stay as they are where scvi-tools lowers them (`reduce_lr_on_plateau`), and where
-        training has no number of epochs.
+        1 for never. They stay as they are where scvi-tools lowers them (`reduce_lr_on_plateau`),
+        and where training has no number of epochs.
     prior_start
         When the components of a mixture prior are placed among the codes, as a share of all
         epochs.
@@ -126,21 +120,16 @@ class DualMatchingPlan(ResumablePlan):
         latent_weight: float | None = None,
         data_weight: float = 1.0,
         within_components: bool = True,
-        discriminator_lr: float | None = None,
-        lr: float | None = None,
-        lr_decay_start: float | None = None,
+        discriminator_lr: float = 1e-4,
+        lr_decay_start: float = 1.0,
         n_epochs_kl_warmup: int | Literal["auto"] | None = "auto",
         n_steps_kl_warmup: int | None = None,
         prior_start: float = 0.25,
         gradient_clip_val: float | None = None,
         **kwargs: Any,
     ) -> None:
-        several_batches = module.n_batch > 1
         if latent_weight is None:
-            latent_weight = LATENT_WEIGHT_OF_BATCHES if several_batches else 1.0
-        rate = RATE_OF_BATCHES if several_batches else RATE
-        if lr_decay_start is None:
-            lr_decay_start = 1.0 if several_batches else 0.5
+            latent_weight = LATENT_WEIGHT_OF_BATCHES if module.n_batch > 1 else 1.0
         if latent_weight < 0 or data_weight < 0:
             raise ValueError("latent_weight and data_weight must not be negative.")
         self._kl_warmup_is_auto = n_epochs_kl_warmup == "auto"
@@ -148,7 +137,6 @@ class DualMatchingPlan(ResumablePlan):
             module,
             n_epochs_kl_warmup=None if n_epochs_kl_warmup == "auto" else n_epochs_kl_warmup,
             n_steps_kl_warmup=n_steps_kl_warmup,
-            lr=rate if lr is None else lr,
             **kwargs,
         )
         self.latent_weight = latent_weight if is_trainable(module.latent_discriminator) else 0.0
@@ -158,7 +146,7 @@ class DualMatchingPlan(ResumablePlan):
         self.within_components = within_components
         if not 0 <= lr_decay_start <= 1:
             raise ValueError(f"lr_decay_start must be between 0 and 1, not {lr_decay_start}.")
-        self.discriminator_lr = rate / 10 if discriminator_lr is None else discriminator_lr
+        self.discriminator_lr = discriminator_lr
         self.lr_decay_start = lr_decay_start
         self.prior_start = prior_start
         self.gradient_clip_val = gradient_clip_val
