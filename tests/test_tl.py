@@ -227,5 +227,5 @@ def test_arguments_given_twice_alike() -> None:
         "train_kwargs": {"max_epochs": 2, "enable_progress_bar": False},
         "model_kwargs": {"n_hidden": 8, "n_latent": 3},
     }
-    model = tl.dra(adata, n_latent=3, max_epochs=2, accelerator="cpu", **kwargs)
+    model = dra_scvi.tl.dra(adata, n_latent=3, max_epochs=2, accelerator="cpu", **kwargs)
     assert (model.module.n_latent, model.trainer.max_epochs) == (3, 2)
