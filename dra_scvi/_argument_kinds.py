@@ -24,7 +24,7 @@ DICTIONARY = (Mapping,), "a dictionary"
 PATH = (str, os.PathLike), "a path"
 KINDS = {
     "bool": FLAG,
-    "int": NUMBER,
+    "int": ((Real,), "a whole number"),
     "float": NUMBER,
     "str | Path": PATH,
     "str | os.PathLike[str]": PATH,

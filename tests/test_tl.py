@@ -220,3 +220,14 @@ def test_real_counts_sparse_as_stored_give_an_embedding_that_tells_types_apart(
     assert np.isfinite(latent).all()
     # log-normalised PCA gives 0.59, 0.89 and 0.78; a shuffled embedding 0.00
     assert clustering(latent, adata.obs["cell_type"])["nmi"] > least
+
+
+def test_arguments_given_twice_alike() -> None:
+    """An argument that is given twice with one value is taken."""
+    adata = datasets.synthetic(n_cells=60, n_genes=12)
+    kwargs: dict[str, Any] = {
+        "train_kwargs": {"max_epochs": 2, "enable_progress_bar": False},
+        "model_kwargs": {"n_hidden": 8, "n_latent": 3},
+    }
+    model = dra_scvi.tl.dra(adata, n_latent=3, max_epochs=2, accelerator="cpu", **kwargs)
+    assert (model.module.n_latent, model.trainer.max_epochs) == (3, 2)

@@ -167,9 +167,9 @@ def transfer_labels(
         "max_epochs": max_epochs,
         "seed": seed,
     }
+    _check(reference_model, query, key, embedding_key, unknown, numbers)
     check_kinds(transfer_labels, locals())
     check_given_once(transfer_labels, locals(), train_kwargs or {}, "train_kwargs")
-    _check(reference_model, query, key, embedding_key, unknown, numbers)
     types = known_types(reference_model.adata, labels_key, unknown)
     train = {"accelerator": accelerator, **(train_kwargs or {})}
     check_training_names(type(reference_model), train, "train_kwargs")

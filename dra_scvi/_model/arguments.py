@@ -129,8 +129,8 @@ def check_known(
 
     Of an unknown one is said which may be meant, and where one belongs that is known `elsewhere`.
 
-    >>> from inspect import signature
-    >>> check_known("plan_kwargs", {"wieght_decay": 1}, signature(torch.optim.Adam).parameters)
+    >>> def plan(lr=0.001, weight_decay=0.0): ...
+    >>> check_known("plan_kwargs", {"wieght_decay": 1}, inspect.signature(plan).parameters)
     Traceback (most recent call last):
     ...
     TypeError: plan_kwargs: there is no argument 'wieght_decay'; did you mean 'weight_decay'?

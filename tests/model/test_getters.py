@@ -87,3 +87,9 @@ def test_importance_weights_are_scvis_under_a_normal_prior(
     torch.manual_seed(0)
     scvis, _ = importance_weights(model, truncation=True)
     np.testing.assert_allclose(mixture, scvis, rtol=1e-5)
+
+
+def test_flags_of_numpy_are_flags(model: DRA) -> None:
+    """True and False of NumPy are taken as what they are."""
+    one, _ = model.get_latent_representation(give_mean=np.True_, return_dist=np.True_)
+    assert np.array_equal(one, model.get_latent_representation())
