@@ -98,19 +98,13 @@ def _entries(
 
 
 @jit
-def _log_shares(x: Any, mu: Any, theta: Any) -> Any:
-    """One cell: x [ln μ - ln(θ + μ)]; in the loop above the compiler would not make vectors."""
-    total = np.float32(0.0)
-    for g in range(x.shape[0]):
-        total -= x[g] * fast_log1p(theta[g] / (mu[g] + np.float32(EPS)))
-    return total
-
-
-@jit
-def _gamma_functions(
-    x: Any, theta: Any, terms: Any, log_gamma: Any, digamma: Any, genes: Any, d_theta: Any
+def _non_zeros(
+    x: Any, mu: Any, theta: Any, terms: Any, log_gamma: Any, digamma: Any, genes: Any, d_theta: Any
 ) -> Any:
-    """One cell: what the gamma functions of entries above zero add."""
+    """One cell: what the entries above zero add, gamma functions included.
+
+    In double precision: where a gene is hardly overdispersed, large terms cancel.
+    """
     n = 0
     for g in range(x.shape[0]):
         genes[n] = g
@@ -119,7 +113,8 @@ def _gamma_functions(
     total = 0.0
     for i in range(n):
         g = genes[i]
-        count, th = np.float64(x[g]), np.float64(theta[g])
+        count, m, th = np.float64(x[g]), np.float64(mu[g]), np.float64(theta[g])
+        total += count * log_double((m + EPS) / (th + m + EPS))
         if count < log_gamma.shape[0] and count == np.int64(count):
             total += log_gamma[np.int64(count), g]
             d_theta[g] += digamma[np.int64(count), g]
@@ -169,8 +164,7 @@ def _cells(
         total = _entries(
             x[b], mu[b], theta, zi[row], zero_inflated, d_mu[b], d_theta[b], d_zi[row]
         )
-        total += _log_shares(x[b], mu[b], theta)
-        total += _gamma_functions(x[b], theta, terms, log_gamma, digamma, genes, d_theta[b])
+        total += _non_zeros(x[b], mu[b], theta, terms, log_gamma, digamma, genes, d_theta[b])
         log_prob[b] = total
 
 

@@ -241,8 +241,10 @@ class DualMatchingPlan(ResumablePlan):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Set the learning rates of this step, from the step's number alone."""
+        if self.reduce_lr_on_plateau or self.lr_decay_start == 1:
+            return
         n_steps = self.trainer.estimated_stepping_batches
-        if self.reduce_lr_on_plateau or self.lr_decay_start == 1 or math.isinf(n_steps):
+        if math.isinf(n_steps):
             return
         factor = min(1.0, (1 - self.global_step / n_steps) / (1 - self.lr_decay_start))
         for group in self.optimizers().param_groups:
