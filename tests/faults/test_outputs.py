@@ -99,7 +99,7 @@ def test_folder_without_permission(option: str, source: Path, tmp_path: Path) ->
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     given = {"--output": tmp_path / "out.h5ad", "--label-key": "cell_type"}
-    given |= {option: closed / "x.h5ad"}
+    given |= {option: closed / ("model" if option == "--model-dir" else "x.h5ad")}
     args = [part for pair in given.items() for part in pair]
     code, out, err = spawn("train", source, *args, *QUICK)
     assert (code, out) == (1, "")

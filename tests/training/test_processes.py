@@ -32,7 +32,7 @@ from dra_scvi._training.processes import gathered_scores, trainer_settings
 from tests.helpers import QUIET, once
 
 ROOT = Path(__file__).parents[2]
-N_GENES, EPOCHS = 60, 20
+N_GENES, EPOCHS = 60, 40
 WORLD = int(os.environ.get("WORLD_SIZE", "2"))
 RANK = int(os.environ.get("RANK", "0"))
 NODES = WORLD // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
