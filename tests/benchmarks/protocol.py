@@ -4,7 +4,7 @@
     python tests/benchmarks/protocol.py rows.csv     # of other rows
 
 The rows are those of `dra-scvi benchmark SET --label-key cell_type --n-latent 10 --n-genes 1000`,
-with `--batch-key batch` for the sets of `SEVERAL_BATCHES`, one table a set, put together. Models
+with `--batch-key batch` for the sets of `WITH_BATCHES`, one table a set, put together. Models
 have unequal numbers of seeds, which are averaged first.
 """
 
@@ -14,16 +14,11 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from _arguments import WITH_BATCHES
 from figure import FIRST_HALF, RESULTS, Lead, lead, set_means, signed
 
 from dra_scvi import benchmark
 
-SEVERAL_BATCHES = (
-    "baron_pancreas_7162x1000",
-    "kang_ifnb_2800x14053",
-    "pbmc_three_chemistries_1200x1767",
-    "sc_mixology_5batches",
-)
 MODELS = {
     "pca": "PCA",
     "fa": "factor analysis",
@@ -96,7 +91,7 @@ def main() -> None:
     for model in MODELS:
         print(f"{model}: {seeds[model].min()} to {seeds[model].max()} seeds a set")
     table = set_means(rows)
-    chosen, several = table["dataset"].isin(FIRST_HALF), table["dataset"].isin(SEVERAL_BATCHES)
+    chosen, several = table["dataset"].isin(FIRST_HALF), table["dataset"].isin(WITH_BATCHES)
     parts = {
         "all sets": table,
         "on which choices were made": table[chosen],
