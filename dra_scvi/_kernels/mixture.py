@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from dra_scvi._kernels.parts import check_array
+from dra_scvi._kernels.parts import as_array, check_array
 from dra_scvi._kernels.series import exp_negative, fast_log, jit
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def log_mixture_density(z: Tensor, constants: Tensor, loc: Tensor, scale: Tensor
 class _LogMixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, constants: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        arrays = [_array(z), _array(constants), _array(loc.T), _array(1 / scale.T)]
+        arrays = [as_array(z), as_array(constants), as_array(loc.T), as_array(1 / scale.T)]
         n, n_latent = z.shape
         n_components = len(constants)
         for name, array, shape in zip(
@@ -59,15 +59,11 @@ class _LogMixture(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         z, loc, inverse, shares = ctx.arrays
-        weighted = shares * _array(grad)[:, None]
+        weighted = shares * as_array(grad)[:, None]
         d_z, d_loc, d_scale = np.empty_like(z), np.zeros_like(loc), np.zeros_like(loc)
         _derivatives(z, loc, inverse, weighted, d_z, d_loc, d_scale)
         results = d_z, weighted.sum(0), d_loc.T, d_scale.T
         return tuple(torch.from_numpy(result) for result in results)
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
 
 
 @jit
@@ -102,7 +98,7 @@ def _densities(
 def _derivatives(
     z: Any, loc: Any, inverse: Any, weighted: Any, d_z: Any, d_loc: Any, d_scale: Any
 ) -> None:
-    """Derivatives of the sum of log densities, each times the gradient that is in `weighted`."""
+    """Differentiate the sum of log densities, each times a gradient, which `weighted` holds."""
     n_latent, n_components = loc.shape
     for i in range(z.shape[0]):
         for j in range(n_latent):
