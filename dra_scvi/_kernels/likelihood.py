@@ -24,10 +24,10 @@ from dra_scvi._kernels.compiled import (
     log_expression_and_derivatives,
     log_prob_and_derivatives,
 )
+from dra_scvi._kernels.parts import as_array
 from dra_scvi._threads import kernel_threads
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
 _EPS = 1e-8
@@ -90,9 +90,9 @@ class _KernelLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor | None
     ) -> Tensor:
-        zi = None if zi_logits is None else _array(zi_logits)
+        zi = None if zi_logits is None else as_array(zi_logits)
         results = log_prob_and_derivatives(
-            _array(x), _array(mu), _array(theta), zi, kernel_threads()
+            as_array(x), as_array(mu), as_array(theta), zi, kernel_threads()
         )
         log_prob, *derivatives = (torch.from_numpy(array) for array in results)
         ctx.zero_inflated = zi_logits is not None
@@ -171,10 +171,6 @@ def _gamma_entries(x: Tensor) -> tuple[Any, ...]:
     return slice(None), slice(None)
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().contiguous().numpy()
-
-
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
@@ -184,7 +180,7 @@ def log_counts(x: Tensor, scale: Tensor | None = None) -> Tensor:
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return torch.log1p(x if scale is None else x * scale)
     factors = torch.ones(len(x)) if scale is None else scale.float().view(-1)
-    return torch.from_numpy(log1p_counts(_array(x), _array(factors), kernel_threads()))
+    return torch.from_numpy(log1p_counts(as_array(x), as_array(factors), kernel_threads()))
 
 
 def log_expression(mu: Tensor, zi_logits: Tensor | None, scale: Tensor) -> Tensor:
@@ -207,9 +203,9 @@ def log_expression(mu: Tensor, zi_logits: Tensor | None, scale: Tensor) -> Tenso
 class _KernelLogExpression(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mu: Tensor, zi_logits: Tensor, scale: Tensor) -> Tensor:
-        factors = _array(scale.float().view(-1))
+        factors = as_array(scale.float().view(-1))
         results = log_expression_and_derivatives(
-            _array(mu), _array(zi_logits), factors, kernel_threads()
+            as_array(mu), as_array(zi_logits), factors, kernel_threads()
         )
         value, *derivatives = (torch.from_numpy(array) for array in results)
         ctx.save_for_backward(*derivatives)

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
 
 # less work than this takes no longer than waking a thread for it
 _MIN_ENTRIES_PER_THREAD = 32_768
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return what a tensor on a CPU holds, row by row."""
+    return tensor.detach().contiguous().numpy()
 
 
 def check_array(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -252,8 +251,9 @@ class DRAVAE(Autoencoder):
             weight: float,
             copies: Tensor | None = None,
         ) -> Tensor:
-            score = partial(player, batch_index=batch_index[: len(real)])
-            h_real, h_fake = score(real), score(scale_gradient(fake, -weight))
+            rows = torch.cat([real, scale_gradient(fake, -weight)])
+            batches = batch_index[: len(real)].repeat(2, 1)
+            h_real, h_fake = player(rows, batch_index=batches).chunk(2)
             copies = None if copies is None else gather(copies)
             return DIVERGENCES[self.divergence](gather(h_real), gather(h_fake), copies)
 

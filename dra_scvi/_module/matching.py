@@ -114,11 +114,8 @@ def bhattacharyya(h_real: Tensor, h_fake: Tensor, weight: Tensor | None = None) 
     """
     if weight is not None:
         h_fake = h_fake + weight.log()
-    return math.log(2.0) - torch.logaddexp(_log_mean_exp(-h_real), _log_mean_exp(h_fake))
-
-
-def _log_mean_exp(values: Tensor) -> Tensor:
-    return torch.logsumexp(values, 0) - math.log(values.numel())
+    terms = -h_real - math.log(len(h_real)), h_fake - math.log(len(h_fake))
+    return math.log(2.0) - torch.logsumexp(torch.cat(terms), 0)
 
 
 def jensen_shannon(h_real: Tensor, h_fake: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributions import Normal
 from torch.nn.functional import logsigmoid, softplus
 
+from dra_scvi._kernels.mixture import log_mixture_density
 from dra_scvi._threads import own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+    from torch.distributions import Normal
+
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Prior(nn.Module, ABC):
@@ -38,7 +42,7 @@ class Prior(nn.Module, ABC):
 
     def kl(self, qz: Normal, z: Tensor) -> Tensor:
         """KL(q(z|x) ‖ p(z)) per cell in nats, estimated at the sampled codes `z`."""
-        return qz.log_prob(z).sum(-1) - self.log_prob(z)
+        return _log_normal(z, qz.loc, qz.scale) - self.log_prob(z)
 
 
 class NormalPrior(Prior):
@@ -52,13 +56,12 @@ class NormalPrior(Prior):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of codes ``(..., n_latent)``, shape ``(...,)``, in nats."""
-        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+        return -0.5 * z.square().sum(-1) - self.n_latent * _HALF_LOG_2PI
 
     def kl(self, qz: Normal, z: Tensor) -> Tensor:
         """KL(q(z|x) ‖ N(0, I)) per cell in nats, in closed form."""
-        return torch.distributions.kl_divergence(
-            qz, Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale))
-        ).sum(-1)
+        squares = qz.loc.square() + qz.scale.square()
+        return (0.5 * (squares - 1) - qz.scale.log()).sum(-1)
 
 
 class UniformPrior(Prior):
@@ -180,6 +183,9 @@ class MixturePrior(Prior):
 
     def log_mixture(self, z: Tensor) -> Tensor:
         """Log density of the mixture alone at codes ``(..., n_latent)``, shape ``(...,)``."""
+        if z.ndim == 2 and z.device.type == "cpu" and z.dtype == self.loc.dtype == torch.float32:
+            scale = self.scale
+            return log_mixture_density(z, self._log_constants(scale), self.loc, scale)
         return torch.logsumexp(self._log_joint(z), -1)
 
     @torch.no_grad()
@@ -191,9 +197,12 @@ class MixturePrior(Prior):
         """Log density of codes and components together, shape ``(..., n_components)``."""
         scale = self.scale
         distance = (z.unsqueeze(-2) - self.loc) / scale
-        log_normaliser = torch.log(scale).sum(-1) + self.n_latent / 2 * math.log(2 * math.pi)
-        log_components = -0.5 * distance.square().sum(-1) - log_normaliser
-        return self.logits.log_softmax(-1) + log_components
+        return self._log_constants(scale) - 0.5 * distance.square().sum(-1)
+
+    def _log_constants(self, scale: Tensor) -> Tensor:
+        """Log weights of the components less the logarithms of their normalisers."""
+        log_normaliser = scale.log().sum(-1) + self.n_latent * _HALF_LOG_2PI
+        return self.logits.log_softmax(-1) - log_normaliser
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Lower bound of the log density of codes ``(..., n_latent)``, shape ``(...,)``."""
@@ -201,7 +210,7 @@ class MixturePrior(Prior):
 
     def kl(self, qz: Normal, z: Tensor) -> Tensor:
         """Return ``a KL(q ‖ N(0, I)) + (1 - a) (ln q(z) - ln m(z))`` per cell in nats."""
-        to_mixture = qz.log_prob(z).sum(-1) - self.log_mixture(z)
+        to_mixture = _log_normal(z, qz.loc, qz.scale) - self.log_mixture(z)
         return self.anchor * self._normal.kl(qz, z) + (1 - self.anchor) * to_mixture
 
     @torch.no_grad()
@@ -232,6 +241,12 @@ class MixturePrior(Prior):
         self.loc.copy_(loc)
         self.raw_scale.copy_(_inverse_softplus(scale - self.MIN_SCALE))
         self._started.fill_(True)
+
+
+def _log_normal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Log density of a diagonal Gaussian, summed over dimensions."""
+    squares = ((z - loc) / scale).square()
+    return -(0.5 * squares + scale.log() + _HALF_LOG_2PI).sum(-1)
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:
