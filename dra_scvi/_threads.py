@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ class _Inside:
             if not self.n_blocks:
                 before = torch.get_num_threads()
                 self._undo.callback(torch.set_num_threads, before)
-                self._undo.enter_context(threadpool_limits(threads.pools, user_api="blas"))
+                self._undo.enter_context(_pools().limit(limits=threads.pools, user_api="blas"))
                 self.chosen = threads
             self.n_blocks += 1
             torch.set_num_threads((self.chosen or threads).pools)
@@ -70,6 +71,19 @@ class _Inside:
 
 
 _inside = _Inside()
+
+
+def _pools() -> ThreadpoolController:
+    """Return the pools of the libraries that are loaded, looked for anew when more were imported.
+
+    To look for them, all that is mapped into memory is read, which takes as long as a step.
+    """
+    return _pools_among(len(sys.modules))
+
+
+@functools.lru_cache(maxsize=1)
+def _pools_among(n_modules: int) -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def choose_threads() -> Threads:
@@ -142,7 +156,7 @@ def own_threads(limit: int | None = None) -> Iterator[None]:
     threads = Threads(1, limit) if limit else _inside.chosen or choose_threads()
     of_numba = numba.get_num_threads()
     # OpenMP keeps a number for each thread that asks, numba too
-    with threadpool_limits(threads.pools, user_api="openmp"):
+    with _pools().limit(limits=threads.pools, user_api="openmp"):
         _inside.enter(threads)
         if limit:
             numba.set_num_threads(min(limit, of_numba))

@@ -98,7 +98,7 @@ def _densities(
 def _derivatives(
     z: Any, loc: Any, inverse: Any, weighted: Any, d_z: Any, d_loc: Any, d_scale: Any
 ) -> None:
-    """Differentiate the sum of log densities, each times a gradient, which `weighted` holds."""
+    """Differentiate the sum of log densities; shares have been multiplied by the gradients."""
     n_latent, n_components = loc.shape
     for i in range(z.shape[0]):
         for j in range(n_latent):
@@ -108,5 +108,5 @@ def _derivatives(
                 slope = weighted[i, k] * inverse[j, k]
                 total -= slope * d
                 d_loc[j, k] += slope * d
-                d_scale[j, k] += slope * (d * d - np.float32(1.0))
+                d_scale[j, k] += slope * d * d
             d_z[i, j] = total

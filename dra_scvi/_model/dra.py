@@ -302,9 +302,11 @@ class DRA(GeneratingMixin, LoadingsMixin, BaseDRA):  # type: ignore[misc]
         weight = self.module.gene_weight.detach().contiguous()
         parts = []
         for index in torch.from_numpy(cells).split(batch_size):
-            genes = counts.project(index, weight, self.module.log_variational)
+            genes = counts.project(index, weight, self.module.log_variational).to(weight.device)
             covariates = {
-                argument: rows[key].take(index) for key, argument in names.items() if key in rows
+                argument: rows[key].take(index).to(weight.device)
+                for key, argument in names.items()
+                if key in rows
             }
             parts.append([part.cpu() for part in self.module.posterior(genes, **covariates)])
         means, variances = (torch.cat(part).numpy() for part in zip(*parts, strict=True))

@@ -95,7 +95,6 @@ class Autoencoder(VAE):
         }
 
     @torch.inference_mode()
-    @auto_move_data
     def posterior(
         self,
         projection: Tensor,
@@ -106,7 +105,8 @@ class Autoencoder(VAE):
         """Mean and variance of q(z|x), shape ``(n_cells, n_latent)`` each; nothing is sampled.
 
         `projection` is what the encoder sees of the genes, times :attr:`gene_weight`, shape
-        ``(n_cells, n_hidden)``: a product that sparse counts make short.
+        ``(n_cells, n_hidden)``: a product that sparse counts make short. All are on the module's
+        device.
         """
         encoder = self.z_encoder
         no_genes = projection[:, :0]

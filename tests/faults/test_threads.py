@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -99,7 +102,7 @@ def test_set_num_threads_is_respected(seen: set) -> None:
 def test_two_trainings_in_two_threads() -> None:
     """The one that ends first neither changes the other's number of threads nor keeps its own."""
     numbers: dict[str, list[int]] = {"first": [], "second": []}
-    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    second_began, first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(4))
 
     def note(name: str) -> None:
         numbers[name].append(torch.get_num_threads())
@@ -110,6 +113,7 @@ def test_two_trainings_in_two_threads() -> None:
         return thread
 
     def first() -> None:
+        assert second_began.wait(60)
         with _threads.own_threads():
             first_is_in.set()
             assert second_is_in.wait(60)
@@ -118,6 +122,7 @@ def test_two_trainings_in_two_threads() -> None:
 
     def second() -> None:
         note("second")
+        second_began.set()
         assert first_is_in.wait(60)
         with _threads.own_threads():
             second_is_in.set()
@@ -130,6 +135,32 @@ def test_two_trainings_in_two_threads() -> None:
         thread.join()
     assert numbers == {"first": [2], "second": [2, 1, 1, 2]}
     assert torch.get_num_threads() == 2
+
+
+def test_pools_of_libraries_that_are_loaded_later() -> None:
+    """A library that is imported later, and brings a pool of threads, has one as well."""
+    script = """
+import numpy, torch
+from threadpoolctl import threadpool_info
+from dra_scvi._threads import own_threads
+
+def pools():
+    return {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+
+with own_threads():
+    before = pools()
+import sklearn.cluster
+with own_threads():
+    added = {path: number for path, number in pools().items() if path not in before}
+print(len(added), set(added.values()))
+"""
+    free = {name: value for name, value in os.environ.items() if "_NUM_THREADS" not in name}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=free, capture_output=True, text=True, check=True
+    )
+    n_added, numbers = result.stdout.split(maxsplit=1)
+    assert int(n_added)
+    assert numbers.strip() == "{1}"
 
 
 def test_codes_do_not_depend_on_the_number_of_threads() -> None:
