@@ -18,6 +18,8 @@ from dra_scvi.cli._options import (
     FileName,
     Numbers,
     PathName,
+    batch_key_option,
+    layer_option,
 )
 from dra_scvi.cli._result import Result
 
@@ -46,7 +48,6 @@ class Models(CommaSeparated):
     """Names of models: ``pca,scvi,dra``."""
 
     name = "models"
-    metavar = "NAME[,NAME...]"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -132,8 +133,8 @@ class BenchmarkRequest:
 @command("benchmark")
 @click.argument("input_paths", metavar="INPUT...", nargs=-1, required=True, type=PathName())
 @click.option("--label-key", required=True, help="Column of obs with cell types.")
-@click.option("--batch-key", help="Column of obs with batches to integrate.")
-@click.option("--layer", show_default="X", help="Layer that holds the counts.")
+@batch_key_option
+@layer_option
 @click.option(
     "--models",
     type=Models(),
