@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dra_scvi import DRA, tl
+from dra_scvi._training.interrupts import InterruptCheckpoint
 from tests.helpers import cells, invoke
 
 if TYPE_CHECKING:
@@ -99,6 +100,18 @@ def test_outputs_tell_of_covariates(with_covariates: Path) -> None:
     assert not [name for name in adata.obsm if "scvi" in name]
 
 
+def test_counts_that_stay_in_their_file(with_covariates: Path, tmp_path: Path) -> None:
+    source = written(tmp_path)
+    result = train(source, "--config", with_covariates / "dra.yaml", "--out-of-core")
+    assert result.exit_code == 0, result.stderr
+    model = ("--model", with_covariates / "model", "--output", tmp_path / "again.h5ad")
+    assert invoke("embed", source, *model, "--out-of-core", "--accelerator", "cpu").exit_code == 0
+    expected = anndata.read_h5ad(with_covariates / "out.h5ad").obsm["X_dra"]
+    for name in ("out.h5ad", "again.h5ad"):
+        found = anndata.read_h5ad(tmp_path / name).obsm["X_dra"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_info_names_covariates(with_covariates: Path) -> None:
     facts = json.loads(invoke("info", with_covariates / "model", "--json", "-").stdout)["model"]
     assert facts["categorical_covariate_keys"] == ["donor", "site"]
@@ -145,15 +158,27 @@ def test_early_stopping_is_told(stopped_early: Path) -> None:
     ]
 
 
-def test_a_run_that_goes_on_after_it_stopped_early(
-    stopped_early: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["under way", "at the end"])
+def test_a_run_that_goes_on_stops_as_early(
+    when: str, stopped_early: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(_: Any) -> None:
+    """Whether SIGTERM comes between two epochs, or once early stopping has ended training."""
+    save = InterruptCheckpoint.on_train_epoch_end
+
+    def kill(*_: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
+
+    def kill_once(self: InterruptCheckpoint, trainer: Any, plan: Any) -> None:
+        if trainer.current_epoch == 60:
+            kill()
+        save(self, trainer, plan)
 
     source = written(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(DRA, "_calibrate", killed)
+        if when == "under way":
+            patch.setattr(InterruptCheckpoint, "on_train_epoch_end", kill_once)
+        else:
+            patch.setattr(DRA, "_calibrate", kill)
         assert train(source, *EARLY).exit_code == 143
     result = train(source, *EARLY, "--resume")
     assert result.exit_code == 0, result.stderr
