@@ -112,6 +112,26 @@ def test_counts_that_stay_in_their_file(with_covariates: Path, tmp_path: Path) -
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "dispersion"),
+    [("poisson", None), ("zinb", "gene-batch"), ("nb", "gene")],
+)
+def test_every_likelihood_trains_and_makes_cells(
+    likelihood: str, dispersion: str | None, tmp_path: Path
+) -> None:
+    chosen = ("--gene-likelihood", likelihood, "--batch-key", "batch", "--max-epochs", 1)
+    chosen += () if dispersion is None else ("--dispersion", dispersion)
+    result = train(written(tmp_path), *chosen, "--model-dir", tmp_path / "model")
+    assert result.exit_code == 0, result.stderr
+    settings = json.loads((tmp_path / "out.json").read_text())["settings"]
+    assert (settings["gene_likelihood"], settings["dispersion"]) == (
+        likelihood,
+        dispersion or "gene",
+    )
+    made = ("--n-cells", 5, "--output", tmp_path / "made.h5ad", "--accelerator", "cpu")
+    assert invoke("generate", tmp_path / "model", *made).exit_code == 0
+
+
 def test_info_names_covariates(with_covariates: Path) -> None:
     facts = json.loads(invoke("info", with_covariates / "model", "--json", "-").stdout)["model"]
     assert facts["categorical_covariate_keys"] == ["donor", "site"]
