@@ -27,7 +27,7 @@ from dra_scvi._training.interrupts import InterruptCheckpoint, check_place
 from dra_scvi._training.runner import seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -49,6 +49,8 @@ def dra(
     key_added: str = "X_dra",
     seed: int = 0,
     *,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     preset: Literal["published"] | None = None,
     max_epochs: int | None = None,
     accelerator: str = "auto",
@@ -75,10 +77,15 @@ def dra(
         Seed of everything random; the global generators are left as they were. On a CPU the same
         seed, data and number of threads give the same embedding. Calls in several threads take
         turns.
+    categorical_covariate_keys
+        Columns of ``adata.obs`` with further categories whose effect is taken out, as donors.
+    continuous_covariate_keys
+        Columns of ``adata.obs`` with numbers whose effect is taken out.
     preset
         `"published"` runs the published program's settings (2, 10 or 20 dimensions) with
-        :class:`~dra_scvi.PublishedDRA`: it ignores `batch_key`, embeds with one sample of the
-        latents, and marks its training and test cells in ``adata.obs["dra_split"]``.
+        :class:`~dra_scvi.PublishedDRA`: it ignores `batch_key`, takes no covariates, embeds with
+        one sample of the latents, and marks its training and test cells in
+        ``adata.obs["dra_split"]``.
     max_epochs
         Passes over the data; `None` for a number that suits the number of cells.
     accelerator
@@ -93,10 +100,10 @@ def dra(
         damaged one, and nothing in it can run code.
     resume
         Whether to go on from `checkpoint` where it exists. On a CPU the result is that of a run
-        without a stop. Counts, names, batches, seed, settings, device, number of threads and
-        versions must be those that training began with; of other packages' versions the last
-        number may differ, with a warning. More epochs are another training: the schedules of the
-        terms go by their number.
+        without a stop. Counts, names, batches, covariates, seed, settings, device, number of
+        threads and versions must be those that training began with; of other packages' versions
+        the last number may differ, with a warning. More epochs are another training: the
+        schedules of the terms go by their number.
 
     Returns
     -------
@@ -109,7 +116,7 @@ def dra(
     Raises
     ------
     KeyError
-        When `layer` or `batch_key` does not exist.
+        When `layer`, `batch_key` or a covariate does not exist.
     InvalidCountsError
         When the matrix does not hold raw counts.
     OSError
@@ -145,6 +152,8 @@ def _dra(
     key_added: str = "X_dra",
     seed: int = 0,
     *,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     preset: Literal["published"] | None = None,
     max_epochs: int | None = None,
     accelerator: str = "auto",
@@ -159,6 +168,10 @@ def _dra(
     _check_passed_on(locals())
     _check_names(adata, key_added, seed)
     _check_checkpoint(checkpoint, resume)
+    covariates = {
+        "categorical_covariate_keys": categorical_covariate_keys,
+        "continuous_covariate_keys": continuous_covariate_keys,
+    }
     settings = _settings(preset, (model_kwargs or {}).get("n_latent", n_latent))
     train = {**settings.train, "accelerator": accelerator, **(train_kwargs or {})}
     if max_epochs is not None:
@@ -166,7 +179,7 @@ def _dra(
     if plan := {**settings.train.get("plan_kwargs", {}), **(train.get("plan_kwargs") or {})}:
         train["plan_kwargs"] = plan
     with seeded(seed):
-        model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key)
+        model_cls.setup_anndata(adata, layer=layer, batch_key=batch_key, **covariates)
         model = model_cls(adata, **{**settings.model, **(model_kwargs or {})})
         forget_with(model)
         _try_obsm(adata, key_added, model.module.n_latent)
@@ -181,6 +194,7 @@ def _dra(
     params = {
         "layer": layer or "X",
         "batch_key": batch_key or "",
+        **{name: _storable(None if k is None else list(k)) for name, k in covariates.items()},
         "n_latent": model.module.n_latent,  # which model_kwargs may set as well
         "key_added": key_added,
         "seed": int(seed),
@@ -223,6 +237,9 @@ def _settings(preset: str | None, n_latent: int) -> presets.Preset:
 def _check_passed_on(given: Mapping[str, Any]) -> None:
     """Check what is passed on: names, kinds, and that nothing is given twice."""
     train, model_cls = given["train_kwargs"] or {}, given["model_cls"]
+    for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        if given["preset"] is not None and given[name] is not None:
+            raise ValueError(f"{name}: the released program, preset={given['preset']!r}, has none")
     check_model_names(model_cls, given["model_kwargs"] or {}, "model_kwargs")
     check_training(train)
     check_training_names(model_cls, train, "train_kwargs")

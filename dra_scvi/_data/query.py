@@ -45,7 +45,11 @@ def query_for(adata: AnnData, genes: Sequence[str], setup: Mapping[str, Any]) ->
     check_genes_present(list(adata.var_names), genes)
     layer = setup["layer"]
     keys = {name: value for name, value in setup.items() if name.endswith(("_key", "_keys"))}
-    validate_keys(adata, layer, keys)
+    try:
+        validate_keys(adata, layer, keys)
+    except KeyError as error:
+        text = f"{error.args[0]} The model was trained with it, and reads it of these cells too."
+        raise KeyError(text) from error
     if list(adata.var_names) != list(genes):
         if is_stored(adata.X if layer is None else adata.layers[layer]):
             raise GeneMismatchError(

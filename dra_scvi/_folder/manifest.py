@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dra_scvi._exceptions import InputError
-from dra_scvi._inputs.zarr_store import is_zarr
+from dra_scvi._inputs.zarr_store import is_h5ad, is_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,7 @@ def check_model_folder(path: Path) -> None:
     wanted = "what is wanted here is the folder of a saved model, as of train --model-dir"
     if path.name == MODEL and path.is_file():
         raise InputError(f"{path} is a file of a saved model; name its folder, {path.parent}.")
-    if is_zarr(path) or (path.suffix.lower() == ".h5ad" and path.exists()):
+    if is_zarr(path) or (is_h5ad(path) and path.exists()):
         raise InputError(f"{path} is an AnnData, and {wanted}.")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, and {wanted}.")

@@ -20,7 +20,7 @@ from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._inputs.memory import available_memory, check_room, n_bytes
 from dra_scvi._inputs.read import check_anndata, check_kind, read_input
 from dra_scvi._inputs.zarr_chunks import check_chunks
-from dra_scvi._inputs.zarr_store import check_store, is_zarr, store_state
+from dra_scvi._inputs.zarr_store import check_store, is_h5ad, is_zarr, store_state
 from dra_scvi._outputs.files import atomic_path, write_h5ad
 from dra_scvi._outputs.full_disk import open_hdf5
 from dra_scvi._outputs.h5ad_content import writable
@@ -43,7 +43,7 @@ def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
 
     `wanted` is what was asked for; `None` leaves it to the size of the file.
     """
-    is_possible = path.is_file() and path.suffix.lower() == ".h5ad" or is_zarr(path)
+    is_possible = path.is_file() and is_h5ad(path) or is_zarr(path)
     if wanted and not is_possible and path.exists():
         check_kind(path)
         raise ValueError(f"{path} has to be an .h5ad or a zarr store for --out-of-core.")
@@ -117,7 +117,7 @@ def write_copy(
     """
     with atomic_path(path, replace) as temporary:
         _check_state(source, adata, path)
-        if source.suffix.lower() == ".h5ad":
+        if is_h5ad(source):
             shutil.copyfile(source, temporary)
         else:
             _convert(source, temporary)
@@ -236,7 +236,7 @@ def _items(store: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def _open(path: Path) -> Any:
-    if path.suffix.lower() == ".h5ad":
+    if is_h5ad(path):
         check_hdf5(path)
         return h5py.File(path, "r")
     import zarr

@@ -19,7 +19,7 @@ from dra_scvi._exceptions import InputError, first_line, message_of
 from dra_scvi._inputs.hdf5_probe import check_hdf5
 from dra_scvi._inputs.memory import check_room
 from dra_scvi._inputs.zarr_chunks import check_chunks
-from dra_scvi._inputs.zarr_store import check_store, is_zarr
+from dra_scvi._inputs.zarr_store import check_store, is_h5ad, is_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +136,7 @@ def _reader(path: Path) -> tuple[str, Callable[[Path], AnnData]]:
                 f"{path} is a saved model and holds no cells to work on: name a file of cells "
                 f"as INPUT. 'dra-scvi embed CELLS.h5ad --model {path.name}' embeds them with it."
             )
-    elif suffix == ".h5ad":
+    elif is_h5ad(path):
         return "an .h5ad file", _read_h5ad
     elif suffix == ".h5":
         return "a 10x .h5 file", _read_10x

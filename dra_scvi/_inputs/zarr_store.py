@@ -33,6 +33,11 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).exists() for name in (".zgroup", "zarr.json"))
 
 
+def is_h5ad(path: Path) -> bool:
+    """Whether a path is named as a file of an AnnData, in any case."""
+    return path.suffix.lower() == ".h5ad"
+
+
 def check_store(path: Path) -> None:
     """Check that all of a store lies in it, and that its arrays hold numbers and text.
 

@@ -95,6 +95,7 @@ def held_settings(
     found = {
         "seed": seed,
         "model": type(model).__name__,
+        **model.registry["setup_args"],
         **model.init_arguments,
         **{name: getattr(trainer, name, None) for name in TRAINER},
         **_plan_settings(plan),
@@ -164,6 +165,8 @@ def _difference(name: str, was: Any, is_now: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and "digest" in value:
+        return "set"
     return value if value == "not set" else repr(value)
 
 
@@ -176,12 +179,13 @@ def _is_patch(name: str, saved: dict[str, Any], now: dict[str, Any]) -> bool:
 def _cells(manager: AnnDataManager) -> dict[str, Any]:
     """Describe what is registered: names, counts, batches, covariates."""
     fields = manager.registry["field_registries"]
-    found = dict(manager.registry["setup_args"])
-    found["cells"] = _of_names(manager.adata.obs_names)
-    found["genes"] = _of_names(manager.adata.var_names)
     counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-    found["kind of counts"] = _kind(counts)
-    found["counts"] = {"digest": _digest(_parts(counts))}
+    found: dict[str, Any] = {
+        "cells": _of_names(manager.adata.obs_names),
+        "genes": _of_names(manager.adata.var_names),
+        "kind of counts": _kind(counts),
+        "counts": {"digest": _digest(_parts(counts))},
+    }
     for key in manager.data_registry:
         if key != REGISTRY_KEYS.X_KEY:
             values = manager.get_from_registry(key)

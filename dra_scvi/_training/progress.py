@@ -62,6 +62,15 @@ class ProgressLines(Callback):
             duration(left),
         )
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where early stopping has ended training, also one that went on when it had ended."""
+        watch = trainer.early_stopping_callback
+        if watch is not None and has_stopped_early(trainer):
+            logger.info(
+                "Training stopped early, after %d of %d epochs: %s had not improved for %d.",
+                *(trainer.current_epoch, _epochs(trainer), watch.monitor, watch.wait_count),
+            )
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
@@ -69,6 +78,11 @@ class ProgressLines(Callback):
         bar = getattr(trainer.progress_bar_callback, "main_progress_bar", None)
         if bar is not None:
             bar.close()
+
+
+def has_stopped_early(trainer: Trainer) -> bool:
+    """Whether early stopping has ended a training before its last epoch."""
+    return trainer.early_stopping_callback is not None and trainer.current_epoch < _epochs(trainer)
 
 
 def duration(seconds: float) -> str:

@@ -111,6 +111,18 @@ def prepare(
     return Cells(counts, labels, batches, gene_selection, fingerprint)
 
 
+def told_half(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Draw half of the cells of each type, rounded down: of a type of one none, of two one.
+
+    >>> told = told_half(np.array([0, 0, 0, 0, 1, 1, 1, 2]), seed=0)
+    >>> [int(told[:4].sum()), int(told[4:7].sum()), int(told[7])]
+    [2, 1, 0]
+    """
+    drawn = pd.Series(labels).sample(frac=1, random_state=seed)
+    types = drawn.groupby(drawn)
+    return (types.cumcount() < types.transform("size") // 2).sort_index().to_numpy()
+
+
 def _without_empty(counts: AnnData, name: str) -> AnnData:
     occupied = np.asarray(counts.X.sum(axis=1)).ravel() > 0
     n_empty = int((~occupied).sum())

@@ -6,13 +6,15 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dra_scvi._argument_kinds import check_adata, check_kinds, check_number
-from dra_scvi.benchmark._cells import Cells, check_input, prepare
-from dra_scvi.benchmark._models import Contender, Embed, Task, resolve
+from dra_scvi.benchmark._cells import Cells, check_input, prepare, told_half
+from dra_scvi.benchmark._models import UNTOLD, Contender, Embed, Task, resolve
 from dra_scvi.benchmark._parallel import spread
 from dra_scvi.benchmark._plan import Plan, check_rank
 from dra_scvi.benchmark._runs import Measured, measure, score
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 
 logger = logging.getLogger("dra_scvi")
@@ -66,6 +69,9 @@ def compare(
     - ``"scvi"`` (:class:`scvi.model.SCVI`), and ``"scvi-short"``, for as many epochs as DRA;
     - ``"ldvae"`` (:class:`scvi.model.LinearSCVI`);
     - ``"drvi"`` and ``"jointembedding"`` (DRVI and JointEmbeddingSCVI of scvi-tools 1.5);
+    - ``"scanvi"`` (:class:`scvi.model.SCANVI`, from a trained scVI), which sees labels: those of
+      a random half of the cells of each type. Its clusters are of all cells; its scores, those of
+      integration included, are of the cells whose labels it has not seen;
     - ``"dra"`` (:class:`~dra_scvi.DRA`).
 
     Parameters
@@ -73,7 +79,7 @@ def compare(
     adata
         Raw counts of ``(n_cells, n_genes)``, dense or sparse. It is not changed.
     label_key
-        Column of ``adata.obs`` with known types, which no model sees.
+        Column of ``adata.obs`` with known types, which no model but ``"scanvi"`` sees.
     batch_key
         Column of ``adata.obs`` with batches, which all but PCA and factor analysis integrate, and
         within which variable genes are ranked. Embeddings are then also scored by
@@ -90,7 +96,8 @@ def compare(
         Number of seeds, from 0, or the seeds themselves. Each seeds the model, the clusterings,
         and the draw of cells for the silhouette; PCA is computed once per k.
     max_epochs
-        Epochs of the models of counts, all alike; `None` for the default of each.
+        Epochs of the models of counts, all alike; `None` for the default of each. Those of scANVI
+        on top of scVI's stay its own.
     n_genes
         Number of most variable genes to keep, by ``seurat_v3``, or by variance of log-normalised
         counts where that fails; `None` for all.
@@ -120,7 +127,8 @@ def compare(
 
     - what ran: ``dataset``, ``n_cells``, ``n_genes``, ``n_types``, ``gene_selection`` (`"all"`,
       `"seurat_v3"` or `"variance"`), ``label_key``, ``batch_key``, ``quick``, ``model``,
-      ``n_latent``, ``seed``, ``max_epochs`` (as asked for);
+      ``n_latent``, ``seed``, ``max_epochs`` (as asked for), ``saw_labels`` (of half of the cells,
+      and is scored on the others);
     - ``status``: `"ok"`, or why the run failed, its scores being NaN then;
     - ``nmi``, ``ari``, ``n_clusters``: k-means with as many clusters as types;
     - ``leiden_nmi``, ``leiden_ari``, ``leiden_n_clusters``: Leiden at the resolution that gives as
@@ -261,7 +269,11 @@ class _Comparison:
         task = Task(
             n_latent, seed, self.facts["batch_key"], self.plan.max_epochs, self.accelerator
         )
-        return self._result(self.measure(contender, task), seed)
+        if not contender.sees_labels:
+            return self._result(self.measure(contender, task), seed)
+        told = told_half(self.cells.labels, seed)
+        types = np.where(told, self.cells.labels.astype(str), UNTOLD).astype(object)
+        return self._result(self.measure(contender, replace(task, told=types)), seed, told)
 
     def _description(self, contender: Contender, n_latent: int, seed: int) -> Row:
         """Name what is known of a row before it is computed."""
@@ -276,6 +288,7 @@ class _Comparison:
             "n_latent": n_latent,
             "seed": seed,
             "max_epochs": self.plan.max_epochs if contender.takes_epochs else None,
+            "saw_labels": contender.sees_labels,
             "settings": contender.settings(self.cells, n_latent),
             "fingerprint": self.cells.fingerprint,
             "dra_scvi": version("dra_scvi"),
@@ -291,10 +304,11 @@ class _Comparison:
             self.computed[key] = measure(contender, self.cells, task)
         return self.computed[key]
 
-    def _result(self, measured: Measured, seed: int) -> Row:
+    def _result(self, measured: Measured, seed: int, told: NDArray[np.bool_] | None = None) -> Row:
         scores: Row = {}
         if measured.embedded is not None:
-            scores = score(measured.embedded.points, self.cells, seed, self.scores_integration)
+            points = measured.embedded.points
+            scores = score(points, self.cells, seed, self.scores_integration, told)
         return {
             "status": measured.status,
             **scores,

@@ -32,6 +32,7 @@ Embed = Callable[["AnnData", int, int], "ArrayLike"]
 
 DIGEST_BYTES = 6
 HARMONY_COMPONENTS = 30
+UNTOLD, TOLD_KEY = "untold", "_told_types"
 TALKATIVE = ("lightning.pytorch", "lightning.fabric", "scvi", "dra_scvi")
 
 
@@ -44,6 +45,7 @@ class Task:
     batch_key: str | None
     max_epochs: int | None
     accelerator: str
+    told: NDArray[np.object_] | None = None  # types that the model may see, UNTOLD for others
 
 
 class Embedded(NamedTuple):
@@ -67,6 +69,8 @@ class Contender:
         Whether the seed does not matter.
     takes_epochs
         Whether the number of epochs can be set.
+    sees_labels
+        Whether it is told the types of half of the cells, and is scored on the others.
     facts
         From cells and dimensions to what else decides the embedding: defaults and versions.
     needs
@@ -78,6 +82,7 @@ class Contender:
     is_linear: bool = False
     is_deterministic: bool = False
     takes_epochs: bool = False
+    sees_labels: bool = False
     facts: Callable[[Cells, int], Mapping[str, Any]] = lambda cells, n_latent: {}
     needs: Callable[[str, str | None], None] = lambda name, batch_key: None
 
@@ -168,19 +173,40 @@ def _harmony_needs(name: str, batch_key: str | None) -> None:
 
 
 def _upstream(name: str, counts: AnnData, task: Task, is_short: bool = False) -> Embedded:
-    """Train a model of scvi-tools as its defaults say, or for as many epochs as DRA."""
+    """Embed with a model of scvi-tools."""
     from dra_scvi._training.runner import seeded
 
+    with seeded(task.seed), _quiet():
+        model = _trained(name, counts, task, is_short)
+        return Embedded(model.get_latent_representation(), model.trainer.max_epochs)
+
+
+def _trained(name: str, counts: AnnData, task: Task, is_short: bool = False) -> Any:
+    """Train a model of scvi-tools as its defaults say, or for as many epochs as DRA."""
     model_cls = _upstream_class(name)
     max_epochs = task.max_epochs
     if is_short and max_epochs is None:
         n_batch = 1 if task.batch_key is None else counts.obs[task.batch_key].nunique()
         max_epochs = _dra_epochs(counts.n_obs, task.n_latent, n_batch)
+    model_cls.setup_anndata(counts, batch_key=task.batch_key)
+    model = model_cls(counts, n_latent=task.n_latent)
+    model.train(max_epochs=max_epochs, accelerator=task.accelerator, enable_progress_bar=False)
+    return model
+
+
+def _scanvi(counts: AnnData, task: Task) -> Embedded:
+    """Train scVI, and from its weights, as scvi-tools advises, scANVI, which is told types."""
+    from scvi.model import SCANVI
+
+    from dra_scvi._training.runner import seeded
+
     with seeded(task.seed), _quiet():
-        model_cls.setup_anndata(counts, batch_key=task.batch_key)
-        model = model_cls(counts, n_latent=task.n_latent)
-        model.train(max_epochs=max_epochs, accelerator=task.accelerator, enable_progress_bar=False)
-        return Embedded(model.get_latent_representation(), model.trainer.max_epochs)
+        before = _trained("SCVI", counts, task)
+        counts.obs[TOLD_KEY] = task.told
+        model = SCANVI.from_scvi_model(before, UNTOLD, labels_key=TOLD_KEY)
+        model.train(accelerator=task.accelerator, enable_progress_bar=False)
+        epochs = before.trainer.max_epochs + model.trainer.max_epochs
+        return Embedded(model.get_latent_representation(), epochs)
 
 
 def _upstream_class(name: str) -> Any:
@@ -240,6 +266,13 @@ def _upstream_facts(
     return {**_facts(_upstream_class(name)), **epochs}
 
 
+def _scanvi_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
+    return {
+        "before": _upstream_facts("SCVI", cells, n_latent),
+        **_facts(_upstream_class("SCANVI")),
+    }
+
+
 def _dra_facts(cells: Cells, n_latent: int) -> dict[str, Any]:
     from dra_scvi._model.dra import DRA
 
@@ -289,5 +322,11 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "ldvae": _of_scvi_tools("LinearSCVI"),
     "drvi": _of_scvi_tools("DRVI"),
     "jointembedding": _of_scvi_tools("JointEmbeddingSCVI"),
+    "scanvi": {
+        "embed": _scanvi,
+        "takes_epochs": True,
+        "sees_labels": True,
+        "facts": _scanvi_facts,
+    },
     "dra": {"embed": _dra, "takes_epochs": True, "facts": _dra_facts},
 }

@@ -20,9 +20,11 @@ TITLES = {
     "ldvae": "LDVAE",
     "drvi": "DRVI",
     "jointembedding": "JointEmbedding",
+    "scanvi": "scANVI",
     "dra": "DRA",
 }
-BASELINES = tuple(name for name in TITLES if name != "dra")
+# those that are told what they are scored by are none
+BASELINES = tuple(name for name in TITLES if name not in ("dra", "scanvi"))
 CELL = ["dataset", "n_latent"]
 PAIR = [*CELL, "seed"]
 # Scores of which more is better, as they are called in figures and tables.
@@ -37,6 +39,15 @@ MEASURES = {
     "integration_total": "integration score",
 }
 MEANS = (*MEASURES, "leiden1_n_clusters", "seconds")
+
+
+def title(model: str) -> str:
+    """Say what a model is called and, where it saw some labels, that it did.
+
+    >>> title("fa"), title("scanvi"), title("my own")
+    ('FA', 'scANVI (half labelled)', 'my own')
+    """
+    return TITLES.get(model, model) + " (half labelled)" * (model == "scanvi")
 
 
 def pairs(table: pd.DataFrame, model: str, baseline: str, metric: str = "nmi") -> pd.DataFrame:

@@ -39,8 +39,9 @@ def summary(
     table
         Rows as :func:`dra_scvi.benchmark.compare` returns them, of any number of data sets.
     baseline
-        Model that the others are compared with. By default the built-in one, DRA left out, whose
-        mean of `metric` is highest over the cells that all of them have.
+        Model that the others are compared with. By default the built-in one whose mean of `metric`
+        is highest over the cells that all of them have, DRA and scANVI, which sees labels, left
+        out.
     metric
         Column that is compared; higher is better. Or several, or `None` for all measures that the
         table has, for a row per column and model.

@@ -47,6 +47,7 @@ COLUMNS: dict[str, str] = {
     "n_latent": "Int64",
     "seed": "Int64",
     "max_epochs": "Int64",
+    "saw_labels": "bool",
     "status": "text",
     "nmi": "float64",
     "ari": "float64",

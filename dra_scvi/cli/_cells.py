@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dra_scvi.cli._command import Common, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -82,12 +82,23 @@ def read_saved(folder: Path) -> SavedModel:
     return SavedModel(name, registry, settings, genes)
 
 
-def remark(adata: AnnData, batch_key: str | None, n_genes: int | None, common: Common) -> None:
-    """Say, before the work begins, what looks like an oversight in INPUT or in the options."""
+def remark(
+    adata: AnnData,
+    batch_key: str | None,
+    n_genes: int | None,
+    common: Common,
+    covariates: Sequence[str] = (),
+) -> None:
+    """Say, before the work begins, what looks like an oversight in INPUT or in the options.
+
+    Of `covariates`, those of categories.
+    """
     if batch_key is None:
-        _remark_on_unused_batches(adata, common)
+        _remark_on_unused_batches(adata, covariates, common)
     else:
-        _warn_of_many_batches(adata, batch_key)
+        _warn_of_many(adata, batch_key, "--batch-key", "batch")
+    for key in covariates:
+        _warn_of_many(adata, key, "--categorical-covariate-keys", "category")
     if n_genes is not None and n_genes > adata.n_vars:
         common.say(f"--n-genes {n_genes}: INPUT has {adata.n_vars} genes, and all are taken")
     elif n_genes is None and adata.n_vars > MANY_GENES:
@@ -97,9 +108,9 @@ def remark(adata: AnnData, batch_key: str | None, n_genes: int | None, common: C
         )
 
 
-def _remark_on_unused_batches(adata: AnnData, common: Common) -> None:
+def _remark_on_unused_batches(adata: AnnData, covariates: Sequence[str], common: Common) -> None:
     for name in adata.obs:
-        if str(name).lower() in USUAL_BATCHES:
+        if str(name).lower() in USUAL_BATCHES and name not in covariates:
             n_values = adata.obs[name].nunique()
             if 2 <= n_values <= MANY_BATCHES:
                 common.say(
@@ -109,16 +120,16 @@ def _remark_on_unused_batches(adata: AnnData, common: Common) -> None:
                 return
 
 
-def _warn_of_many_batches(adata: AnnData, batch_key: str) -> None:
+def _warn_of_many(adata: AnnData, key: str, option: str, word: str) -> None:
     import pandas as pd
 
-    column = adata.obs[batch_key]
+    column = adata.obs[key]
     n_values = column.nunique()
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
     is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if (is_number and n_values > MANY_BATCHES) or 2 * n_values > adata.n_obs > MANY_BATCHES:
         kind = "different numbers" if is_number else "different values"
         warn(
-            f"--batch-key {batch_key} has {n_values} {kind} in {adata.n_obs} cells, each of which "
-            "becomes a batch; is it a measurement or a name of cells rather than a batch?"
+            f"{option} {key} has {n_values} {kind} in {adata.n_obs} cells, each of which becomes "
+            f"a {word}; is it a measurement or a name of cells rather than a {word}?"
         )

@@ -63,6 +63,11 @@ PHRASES = {
     "balanced=True": "--balanced",
     "far_quantile=None": "--any-distance",
     "n_clusters to": "the number of clusters to",
+    "load it with its AnnData, DRA.load(..., adata=adata)": "name their file with --reference",
+    "Can't run Early Stopping with validation monitor with no validation set": (
+        "--early-stopping goes by cells that are not trained on, and of so few none is left for "
+        "that: leave it out"
+    ),
     "use dra_scvi.metrics.clustering instead": "leave out --batch-key",
     "layer=None, that is adata.X": "X, which is read without --layer",
     "; adata.raw.to_adata() makes an AnnData of it": ", which has to become X first",

@@ -9,17 +9,18 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 # what is in none of them comes last, as "Other"
 SECTIONS = {
     "Data": (
-        "--layer --batch-key --label-key --n-genes --model --reference --use-rep --n-cells --batch"
+        "--layer --batch-key --label-key --categorical-covariate-keys --continuous-covariate-keys"
+        " --n-genes --model --reference --use-rep --n-cells --batch"
         " --out-of-core"
     ),
     "Model": (
         "--models --n-latent --n-hidden --n-hidden-discriminator --dropout-rate --prior"
-        " --divergence --preset --leak --batch-norm"
+        " --divergence --gene-likelihood --dispersion --preset --leak --batch-norm"
     ),
     "Types": "--n-neighbors --threshold --far-quantile --any-distance --balanced --unknown",
     "Training": (
-        "--max-epochs --batch-size --learning-rate --beta1 --seed --seeds --quick --accelerator"
-        " --devices --nodes --parallel --resume"
+        "--max-epochs --early-stopping --batch-size --learning-rate --beta1 --seed --seeds --quick"
+        " --accelerator --devices --nodes --parallel --resume"
     ),
     "Output": (
         "--output --model-dir --leiden --resolution --umap --report --key-added --metrics-log"

@@ -8,6 +8,7 @@ from dra_scvi.cli._cells import read_saved
 from dra_scvi.cli._command import Common, command
 from dra_scvi.cli._options import path_argument
 from dra_scvi.cli._result import Result
+from dra_scvi.cli._train_request import TrainRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,9 +38,10 @@ def info(common: Common, model_dir: Path) -> Result:
         "n_batch": fields["batch"]["summary_stats"]["n_batch"],
         "layer": setup["layer"],
         "batch_key": setup["batch_key"],
+        **{name: setup.get(name) for name in TrainRequest.COVARIATES},
         "scvi_version": saved.registry["scvi_version"],
         "first_genes": saved.genes[:GENES_SHOWN],
     }
-    shown = {**facts, "first_genes": ", ".join(saved.genes[:GENES_SHOWN])}
+    shown = {k: ", ".join(v) if isinstance(v, list) else v for k, v in facts.items()}
     rows = [{"field": name, "value": "-" if v is None else str(v)} for name, v in shown.items()]
     return Result({"model": facts}, f"Model in {model_dir.name}", rows)

@@ -88,7 +88,7 @@ class FileName(OutputName):
 class CommaSeparated(click.ParamType):
     """Several values in one word, separated by commas; in YAML a list does as well."""
 
-    metavar = "N[,N...]"
+    metavar = "NAME[,NAME...]"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Show how several values are written."""
@@ -97,6 +97,8 @@ class CommaSeparated(click.ParamType):
 
 class Numbers(CommaSeparated):
     """Whole numbers from 1, separated by commas."""
+
+    metavar = "N[,N...]"
 
     def __init__(self, name: str, example: str, may_repeat: bool = True) -> None:
         self.name, self.example, self.may_repeat = name, example, may_repeat
@@ -117,6 +119,23 @@ class Numbers(CommaSeparated):
                 f"{value!r} is not a list of {self.name} such as {self.example}.", param, ctx
             )
         return numbers
+
+
+class Columns(CommaSeparated):
+    """Names of columns, separated by commas, each once."""
+
+    name = "columns"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[str]:
+        """Split at commas."""
+        if isinstance(value, list):
+            return value
+        names = [name.strip() for name in value.split(",")]
+        if "" in names or len(set(names)) < len(names):
+            self.fail(f"{value!r} is not a list of columns such as donor,site.", param, ctx)
+        return names
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -180,6 +199,10 @@ def output_option(
     return click.option(
         "-o", "--output", type=FileName(".h5ad"), required=True, metavar="OUT.h5ad", help=text
     )
+
+
+layer_option = click.option("--layer", show_default="X", help="Layer that holds the counts.")
+batch_key_option = click.option("--batch-key", help="Column of obs with batches to integrate.")
 
 
 def out_of_core_option() -> Callable[[Any], Any]:

@@ -13,10 +13,13 @@ from dra_scvi.cli._errors import one_line
 from dra_scvi.cli._options import (
     COUNT,
     KEY_ADDED,
+    Columns,
     FileName,
     FolderName,
     Numbers,
+    batch_key_option,
     finite,
+    layer_option,
     out_of_core_option,
     output_option,
     path_argument,
@@ -40,9 +43,19 @@ WIDTHS = Numbers("widths", "128 or 512,512")
 @path_argument("input_path", "INPUT")
 @output_option()
 @click.option("--model-dir", type=FolderName(), metavar="DIR", help="Save the trained model here.")
-@click.option("--layer", show_default="X", help="Layer that holds the counts.")
-@click.option("--batch-key", help="Column of obs with batches to integrate.")
+@layer_option
+@batch_key_option
 @click.option("--label-key", help="Column of obs with cell types, to score the embedding.")
+@click.option(
+    "--categorical-covariate-keys",
+    type=Columns(),
+    help="Columns of obs with further categories to integrate.",
+)
+@click.option(
+    "--continuous-covariate-keys",
+    type=Columns(),
+    help="Columns of obs with numbers whose effect is taken out.",
+)
 @click.option(
     "--n-genes",
     type=click.IntRange(min=2),
@@ -55,6 +68,11 @@ WIDTHS = Numbers("widths", "128 or 512,512")
 )
 @click.option(
     "--max-epochs", type=COUNT, show_default="fewer, the more cells", help="Passes over the cells."
+)
+@click.option(
+    "--early-stopping",
+    is_flag=True,
+    help="Stop where the ELBO of cells that are not trained on has not risen for 45 epochs.",
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=2), show_default="128", help="Cells in a minibatch."
@@ -110,6 +128,18 @@ WIDTHS = Numbers("widths", "128 or 512,512")
     type=click.Choice(["bhattacharyya", "jensen-shannon"]),
     show_default="bhattacharyya",
     help="Distance that the discriminators estimate.",
+)
+@click.option(
+    "--gene-likelihood",
+    type=click.Choice(["zinb", "nb", "poisson"]),
+    show_default="zinb",
+    help="Distribution of the counts.",
+)
+@click.option(
+    "--dispersion",
+    type=click.Choice(["gene", "gene-batch", "gene-cell"]),
+    show_default="gene",
+    help="What dispersions of the counts are of.",
 )
 @click.option("--leiden", is_flag=True, help='Write clusters of the embedding to obs["leiden"].')
 @click.option(
@@ -170,7 +200,8 @@ def train(common: Common, **options: Any) -> Result | None:
     adata, source = read_or_open(request.input_path, request.layer, wanted, common)
     _check_trainable(adata, request)
     check_free(adata, request, source, common)
-    remark(adata, request.batch_key, request.n_genes, common)
+    categories = request.categorical_covariate_keys or ()
+    remark(adata, request.batch_key, request.n_genes, common, categories)
     model = _fit(adata, request, common)
     if not model.trainer.is_global_zero:
         return None  # of several processes the first one writes
@@ -193,11 +224,16 @@ def train(common: Common, **options: Any) -> Result | None:
 
 def _check_trainable(adata: AnnData, request: TrainRequest) -> None:
     """Check all of INPUT before the first line about training."""
+    from scvi import REGISTRY_KEYS
+
     from dra_scvi._data.columns import validate_keys
+    from dra_scvi._data.fields import NumbersField
     from dra_scvi._data.validation import validate_counts
     from dra_scvi._outputs.h5ad_content import check_writable
 
-    validate_keys(adata, request.layer, {"batch_key": request.batch_key})
+    validate_keys(adata, request.layer, {"batch_key": request.batch_key, **request.covariate_keys})
+    numbers = request.continuous_covariate_keys
+    NumbersField(REGISTRY_KEYS.CONT_COVS_KEY, numbers).validate_field(adata)
     check_labels(adata, request.label_key)
     validate_counts(adata, request.layer, request.batch_key)
     check_writable(adata)
@@ -212,7 +248,7 @@ def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
     from dra_scvi._data.variable_genes import variable_genes
 
     _announce(adata, request, common)
-    work = bare(adata, request.layer, [request.batch_key] if request.batch_key else [])
+    work = bare(adata, request.layer, request.columns)
     if request.n_genes is not None:
         genes = variable_genes(work, request.n_genes, request.batch_key, request.layer)
         work = work[:, genes].copy()
@@ -220,6 +256,7 @@ def _fit(adata: AnnData, request: TrainRequest, common: Common) -> DRA:
         work,
         layer=request.layer,
         batch_key=request.batch_key,
+        **request.covariate_keys,
         n_latent=request.n_latent,
         key_added=KEY_ADDED,
         seed=common.seed,
@@ -253,6 +290,8 @@ def _announce(adata: AnnData, request: TrainRequest, common: Common) -> None:
 def _figures(
     adata: AnnData, model: DRA, request: TrainRequest, common: Common, scores: dict[str, Any]
 ) -> dict[str, Any]:
+    from dra_scvi._training.progress import has_stopped_early
+
     figures: dict[str, Any] = {
         "input": {
             "n_cells": adata.n_obs,
@@ -260,9 +299,14 @@ def _figures(
             "layer": request.layer,
             "batch_key": request.batch_key,
             "label_key": request.label_key,
+            **request.covariate_keys,
         },
         "settings": _effective_settings(model, request, common),
-        "training": {name: float(h.iloc[-1, 0]) for name, h in model.history.items()},
+        "training": {
+            **{name: float(h.iloc[-1, 0]) for name, h in model.history.items()},
+            "epochs": model.trainer.current_epoch,
+            "stopped_early": has_stopped_early(model.trainer),
+        },
         **scores,
     }
     return {**figures, "cells": _scored_cells(request)} if scores else figures
@@ -302,6 +346,7 @@ def _effective_settings(model: DRA, request: TrainRequest, common: Common) -> di
         "preset": request.preset,
         "seed": common.seed,
         "max_epochs": model.trainer.max_epochs,
+        "early_stopping": request.early_stopping,
         "learning_rate": getattr(plan, "lr", None),
         "beta1": getattr(plan, "beta1", None),
         "batch_size": request.batch_size or preset.get("batch_size"),

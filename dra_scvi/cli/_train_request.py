@@ -25,10 +25,13 @@ class TrainRequest:
     layer: str | None
     batch_key: str | None
     label_key: str | None
+    categorical_covariate_keys: list[str] | None
+    continuous_covariate_keys: list[str] | None
     n_genes: int | None
     n_latent: int
     preset: Literal["published"] | None
     max_epochs: int | None
+    early_stopping: bool
     batch_size: int | None
     learning_rate: float | None
     beta1: float | None
@@ -39,6 +42,8 @@ class TrainRequest:
     batch_norm: bool | None
     prior: str | None
     divergence: str | None
+    gene_likelihood: str | None
+    dispersion: str | None
     metrics_log: Path | None
     resume: bool
     devices: int
@@ -57,20 +62,31 @@ class TrainRequest:
         "batch_norm",
         "prior",
         "divergence",
+        "gene_likelihood",
+        "dispersion",
     )
     LEIDEN = "leiden"
+    COVARIATES = ("categorical_covariate_keys", "continuous_covariate_keys")
     PUBLISHED_ONLY = ("beta1", "leak", "batch_norm")
+    NOT_PUBLISHED = (
+        *("out_of_core", *COVARIATES, "divergence", "gene_likelihood", "dispersion"),
+        "early_stopping",
+    )
 
     def check_usage(self) -> None:
         """Refuse options that contradict each other."""
         if self.metrics_log is not None and self.label_key is None:
             raise click.UsageError("--metrics-log needs --label-key.")
+        self._check_columns()
         self._check_clusters()
+        if self.dispersion == "gene-batch" and self.batch_key is None:
+            raise click.UsageError("--dispersion gene-batch needs --batch-key.")
+        if self.dispersion is not None and self.gene_likelihood == "poisson":
+            raise click.UsageError("--gene-likelihood poisson has no dispersion to choose.")
         if self.preset is None:
             for name in self.PUBLISHED_ONLY:
                 if getattr(self, name) is not None:
-                    option = name.replace("_", "-")
-                    raise click.UsageError(f"--{option} needs --preset published.")
+                    raise click.UsageError(f"{_option(name)} needs --preset published.")
             return
         if self.devices * self.nodes > 1:
             raise click.UsageError("--preset published runs on one device.")
@@ -78,13 +94,11 @@ class TrainRequest:
             raise click.UsageError(
                 f"--preset published takes --n-latent 2, 10 or 20, not {self.n_latent}."
             )
-        for option, is_given in (
-            ("--out-of-core", self.out_of_core),
-            ("--divergence", self.divergence is not None),
-            ("--prior mixture", self.prior == "mixture"),
-        ):
-            if is_given:
-                raise click.UsageError(f"{option} cannot be chosen with --preset published.")
+        given = [_option(name) for name in self.NOT_PUBLISHED if getattr(self, name)]
+        if self.prior == "mixture":
+            given.append("--prior mixture")
+        if given:
+            raise click.UsageError(f"{given[0]} cannot be chosen with --preset published.")
 
     def rehearse(self, common: Common) -> None:
         """Check that everything can be written."""
@@ -97,18 +111,40 @@ class TrainRequest:
             ("--report", self.report, "file"),
         )
 
+    def _check_columns(self) -> None:
+        """Refuse a column whose effect would be taken out twice."""
+        for name in self.COVARIATES:
+            for key in getattr(self, name) or ():
+                if self.columns.count(key) > 1:
+                    raise click.UsageError(
+                        f"{_option(name)} {key}: the column is named as batch or covariate "
+                        "elsewhere, too; name it once."
+                    )
+
     def _check_clusters(self) -> None:
         if not self.adds_leiden:
             if self.resolution is not None:
                 raise click.UsageError("--resolution needs --leiden or --report.")
             return
-        for option, name in (("--label-key", self.label_key), ("--batch-key", self.batch_key)):
-            if name == self.LEIDEN:
+        named = {"label_key": [self.label_key], "batch_key": [self.batch_key]}
+        for name, keys in {**named, **self.covariate_keys}.items():
+            if self.LEIDEN in (keys or ()):
                 by = "--leiden" if self.leiden else "--report"
                 raise click.UsageError(
-                    f"{option} {name}: {by} writes a column of this name; give the column of "
-                    "INPUT another one."
+                    f"{_option(name)} {self.LEIDEN}: {by} writes a column of this name; give the "
+                    "column of INPUT another one."
                 )
+
+    @property
+    def covariate_keys(self) -> dict[str, list[str] | None]:
+        """Columns of covariates, by the arguments that name them."""
+        return {name: getattr(self, name) for name in self.COVARIATES}
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that training reads: batches and covariates."""
+        batches = [] if self.batch_key is None else [self.batch_key]
+        return batches + [key for keys in self.covariate_keys.values() for key in keys or ()]
 
     @property
     def adds_leiden(self) -> bool:
@@ -147,6 +183,12 @@ class TrainRequest:
             kwargs["plan_kwargs"] = self.plan_kwargs
         if self.batch_size is not None:
             kwargs["batch_size"] = self.batch_size
+        if self.early_stopping:
+            kwargs["early_stopping"] = True
         if self.devices * self.nodes > 1:
             kwargs |= {"devices": self.devices, "num_nodes": self.nodes}
         return kwargs
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

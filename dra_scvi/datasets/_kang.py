@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from dra_scvi._inputs.mtx_labels import named_rows
+from dra_scvi._inputs.zarr_store import is_h5ad
 from dra_scvi.datasets._source import Source
 
 _COMMIT = "ec6b742f9f42dc4f1a40a392ddfe8d3610ab9e63"
@@ -78,7 +79,7 @@ def kang(path: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def _parse(path: Path) -> AnnData:
-    if path.suffix.lower() == ".h5ad":
+    if is_h5ad(path):
         adata = anndata.read_h5ad(path)
         counts, genes, obs = (
             sparse.csr_matrix(adata.X, dtype=np.float32),

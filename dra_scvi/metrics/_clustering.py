@@ -181,7 +181,7 @@ def clustering(
         "ari": float(adjusted_rand_score(known, found)),
         "n_clusters": n_distinct(found),
     }
-    silhouette = _silhouette(points, known, seed)
+    silhouette = silhouette_of(points, known, seed)
     if silhouette is not None:
         scores["silhouette"] = silhouette
     return scores
@@ -285,7 +285,9 @@ def cluster_graph(graph: AnnData, resolution: float, seed: int) -> NDArray[np.in
     return graph.obs["cluster"].cat.codes.to_numpy(dtype=np.int64)
 
 
-def _silhouette(points: NDArray[np.floating], known: NDArray[np.int64], seed: int) -> float | None:
+def silhouette_of(
+    points: NDArray[np.floating], known: NDArray[np.int64], seed: int
+) -> float | None:
     from sklearn.metrics import silhouette_score
 
     if len(points) > _SILHOUETTE_CELLS:

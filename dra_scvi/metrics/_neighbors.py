@@ -12,13 +12,15 @@ from dra_scvi.metrics._input import codes_of, points_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
+
+N_NEIGHBORS = 15
 
 
 def purity(
     embedding: ArrayLike | AnnData,
     labels: ArrayLike | str,
-    n_neighbors: int = 15,
+    n_neighbors: int = N_NEIGHBORS,
     *,
     use_rep: str | None = None,
 ) -> float:
@@ -62,15 +64,26 @@ def purity(
     0.833
     """
     check_kinds(purity, locals())
-    from sklearn.neighbors import NearestNeighbors
-
     check_number(n_neighbors, "n_neighbors", least=1)
     points = points_of(embedding, use_rep)
     known = codes_of(embedding, labels, len(points), name="labels")
     if len(points) < 2:
         raise ValueError("Purity needs at least 2 cells, got 1.")
+    return purity_of(points, known, n_neighbors)
+
+
+def purity_of(
+    points: NDArray[np.floating],
+    known: NDArray[np.int64],
+    n_neighbors: int = N_NEIGHBORS,
+    chosen: NDArray[np.bool_] | slice = slice(None),
+) -> float:
+    """Average over chosen cells, some of every type, whose neighbours are any."""
+    from sklearn.neighbors import NearestNeighbors
+
     index = NearestNeighbors(n_neighbors=min(n_neighbors, len(points) - 1)).fit(points)
     with own_threads():
         neighbors = index.kneighbors(return_distance=False)  # of no points: without themselves
-    own = (known[neighbors] == known[:, None]).mean(axis=1)
-    return float(np.mean(np.bincount(known, weights=own) / np.bincount(known)))
+    own = (known[neighbors] == known[:, None]).mean(axis=1)[chosen]
+    types = known[chosen]
+    return float(np.mean(np.bincount(types, weights=own) / np.bincount(types)))

@@ -110,7 +110,7 @@ def benchmark(
     n_rows = (len(names) + (len(names) > 1)) * (1 + len(others))
     height += ROW_HEIGHT * n_rows
     figure, grid = make_axes(1, 1, (width, height), ax, show)
-    _draw_differences(grid[0, 0], pairs, names, _pairs.TITLES.get(model, model))
+    _draw_differences(grid[0, 0], pairs, names, _pairs.title(model))
     _label_differences(grid[0, 0], others, names, model, metric)
     if "quick" in table and table["quick"].any():
         grid[0, 0].set_title("quick look, too short for conclusions", fontsize="medium")
@@ -159,7 +159,7 @@ def _draw_differences(
             markersize=5,
             linestyle="",
             elinewidth=1.5,
-            label=_pairs.TITLES.get(baseline, baseline),
+            label=_pairs.title(baseline),
         )
         single = n_pairs == 1
         [points] = axes.plot(middle[single], heights[single], color=colour, linestyle="")
@@ -185,7 +185,7 @@ def _label_differences(
     n_rows = 1 + len(others)
     labels = []
     for row, group in enumerate(groups):
-        labels += [group, *(_pairs.TITLES.get(other, other) for other in others)]
+        labels += [group, *(_pairs.title(other) for other in others)]
         if row % 2 == 0:
             band = (row * n_rows - 0.5, (row + 1) * n_rows - 0.5)
             axes.axhspan(*band, color=BAND_COLOUR, linewidth=0, zorder=-1)
@@ -196,7 +196,7 @@ def _label_differences(
     for label in axes.get_yticklabels()[::n_rows]:
         label.set_fontweight("bold")
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    title = _pairs.TITLES.get(model, model)
+    title = _pairs.title(model)
     metric = _pairs.MEASURES.get(metric, metric)
     axes.set_xlabel(f"difference in {metric}, 95% interval\n{title} is ahead right of 0")
     axes.locator_params(axis="x", nbins=6)

@@ -118,7 +118,8 @@ def settings_of(model: BaseDRA, adata: AnnData, use_rep: str) -> list[tuple[str,
         held = {"trained with dra_scvi": origin["version"], **origin["settings"]}
         held["genes"] = f"{origin['genes']['n']}, names with SHA-256 {origin['genes']['sha256']}"
     else:
-        held = {"model": type(model).__name__, **model.init_arguments}
+        names = model.registry["setup_args"]
+        held = {"model": type(model).__name__, **names, **model.init_arguments}
     return [(name, str(value)) for name, value in held.items() if value not in ("", None)]
 
 

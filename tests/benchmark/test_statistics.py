@@ -274,8 +274,16 @@ def test_a_baseline_that_failed_everywhere_leaves_no_common_cell() -> None:
 def test_titles_are_the_names_of_the_methods() -> None:
     expected = {"pca": "PCA", "fa": "FA", "scvi": "scVI", "ldvae": "LDVAE", "dra": "DRA"}
     expected |= {"harmony": "Harmony", "scvi-short": "short scVI", "drvi": "DRVI"}
-    assert {**expected, "jointembedding": "JointEmbedding"} == TITLES
+    expected |= {"jointembedding": "JointEmbedding", "scanvi": "scANVI"}
+    assert expected == TITLES
     assert set(TITLES) == set(BUILT_IN)
+
+
+def test_a_model_that_saw_labels_is_no_baseline_unless_it_is_named() -> None:
+    table = rows({name: {("a", 2): [n]} for name, n in (("scanvi", 0.9), ("scvi", 0.5))})
+    assert strongest_baseline(table) == "scvi"
+    named = benchmark.summary(table, "scanvi").set_index("model")
+    assert named.loc["scvi", "difference"] == pytest.approx(-0.4)
 
 
 def test_strongest_baseline_without_a_common_cell_has_the_highest_mean_of_its_own() -> None:
@@ -339,7 +347,7 @@ def test_baselines_are_the_models_that_dra_is_compared_with() -> None:
         ].tolist()
         == ["ldvae"] * 2
     )
-    for name in set(BUILT_IN) - {"dra"}:
+    for name in set(BUILT_IN) - {"dra", "scanvi"}:
         table = rows({"dra": {("a", 2): [0.9]}, name: {("a", 2): [0.5]}})
         assert strongest_baseline(table) == name
 

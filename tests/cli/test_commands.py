@@ -240,6 +240,8 @@ def test_train_figures(trained: Path) -> None:
         "layer": None,
         "batch_key": None,
         "label_key": "cell_type",
+        "categorical_covariate_keys": None,
+        "continuous_covariate_keys": None,
     }
     assert figures["settings"]["max_epochs"] == EPOCHS
     assert figures["settings"]["n_latent"] == 10

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 COMMANDS = sorted(program.commands)
+LIKELIHOOD = ("gene_likelihood", "dispersion")
 WITH_OUTPUT = ["train", "embed", "map", "benchmark", "demo"]
 
 
@@ -96,7 +97,7 @@ def default_of(function: object, name: str) -> str:
 
 def test_defaults_that_the_model_chooses_are_shown_as_they_are() -> None:
     told = {option.name: option.show_default for option in options("train")}
-    for name in ("n_hidden", "n_hidden_discriminator", "dropout_rate", "divergence"):
+    for name in ("n_hidden", "n_hidden_discriminator", "dropout_rate", "divergence", *LIKELIHOOD):
         assert told[name] == default_of(DRA, name), name
     assert told["learning_rate"] == default_of(TrainingPlan, "lr")
     assert told["batch_size"] == default_of(DRA.train, "batch_size")

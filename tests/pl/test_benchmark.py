@@ -54,6 +54,12 @@ def test_benchmark_differences(compared: pd.DataFrame) -> None:
     assert axes.get_title() == ""
 
 
+def test_benchmark_says_who_saw_labels(compared: pd.DataFrame) -> None:
+    told = compared.assign(model=compared["model"].replace({"pca": "scanvi"}))
+    axes = pl.benchmark(told, baselines=["scanvi"], show=False)
+    assert row_labels(axes)[:2] == ["a", "scANVI (half labelled)"]
+
+
 def test_benchmark_scores_of_both_models_stand_in_the_row_of_their_difference(
     compared: pd.DataFrame,
 ) -> None:

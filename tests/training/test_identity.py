@@ -51,7 +51,7 @@ def now(**changes: Any) -> dict[str, dict[str, Any]]:
         ({"seed": 1}, "seed: 0 in the checkpoint, 1 now"),
         ({"seed": "a"}, "seed: 0 in the checkpoint, 'a' now"),
         ({"drop_last": 0}, "drop_last: False in the checkpoint, 0 now"),
-        ({"seed": {"digest": "a"}}, "seed: 0 in the checkpoint, {'digest': 'a'} now"),
+        ({"seed": {"digest": "a"}}, "seed: 0 in the checkpoint, set now"),
         ({"cells": {"n": 2, "sum": "5", "digest": "b"}}, "cells: in another order"),
         ({"cells": {"n": 3, "sum": "6", "digest": "b"}}, "cells: 2 in the checkpoint, 3 now"),
         ({"cells": {"n": 2, "sum": "6", "digest": "b"}}, "cells: others than in the checkpoint"),
@@ -118,8 +118,6 @@ def registered(adata: AnnData, **setup: Any) -> dict[str, Any]:
 
 def test_every_part_of_the_cells_is_described() -> None:
     found = registered(cells(), layer=None, allow_noninteger=True)
-    assert found["batch_key"] == "batch"
-    assert found["layer"] is None
     assert "allow_noninteger" not in found
     assert found["kind of counts"] == "csr of float32 in memory"
     assert {"counts", "values of batch", "cells", "genes"} <= found.keys()
@@ -223,7 +221,8 @@ def trainer(**changes: Any) -> Any:
 @pytest.fixture(scope="module")
 def model() -> DRA:
     adata = cells()
-    DRA.setup_anndata(adata, batch_key="batch")
+    adata.obs["donor"] = adata.obs["batch"]
+    DRA.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
     return DRA(adata, **SMALL)
 
 
@@ -236,6 +235,10 @@ def test_settings_that_hold(model: DRA) -> None:
     expected = {
         "seed": 3,
         "model": "DRA",
+        "layer": None,
+        "batch_key": "batch",
+        "categorical_covariate_keys": ["donor"],
+        "continuous_covariate_keys": None,
         "n_latent": 4,
         "max_epochs": 5,
         "max_steps": None,
