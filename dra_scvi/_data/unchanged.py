@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # whose counts were compared in the call that is under way
 _compared: ContextVar[set[Snapshot] | None] = ContextVar("compared", default=None)
 
-_DENSE_ROWS = 64
+_ROWS_AT_A_TIME = 64
 _TOLERANCE = 1e-9
 _REMEDY = (
     "Put back what was registered and work on a copy (adata.copy()), or register these data anew "
@@ -209,7 +209,8 @@ def _sums(matrix: Any) -> NDArray[np.float64]:
     weights = 1.0 + np.random.default_rng(1).random(matrix.shape[1])
     sums = np.zeros(matrix.shape[0])
     for row, column, block in blocks(matrix):
-        step = len(sums) if sparse.issparse(block) else _DENSE_ROWS
+        # rows of a CSC matrix lie all over it
+        step = len(sums) if getattr(block, "format", "") == "csc" else _ROWS_AT_A_TIME
         for start in range(0, block.shape[0], step):
             part = block[start : start + step].astype(np.float64, copy=False)
             of_cells = part @ weights[column : column + part.shape[1]]
