@@ -202,7 +202,7 @@ def test_sums_do_not_depend_on_the_form(monkeypatch: pytest.MonkeyPatch) -> None
     from dra_scvi._data import matrices
 
     monkeypatch.setattr(matrices, "BLOCK_ROWS", 5)
-    monkeypatch.setattr(unchanged, "_DENSE_ROWS", 2)
+    monkeypatch.setattr(unchanged, "_ROWS_AT_A_TIME", 2)
     counts = np.random.default_rng(0).poisson(3, (13, 7)).astype(np.float32)
     weights = 1.0 + np.random.default_rng(1).random(7)
     for form in (np.asarray, sparse.csr_matrix, sparse.csc_matrix):
