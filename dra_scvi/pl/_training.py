@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CURVES_PANEL = (4.2, 3.2)  # width and height in inches
 GUIDE_LINE = 0.18  # inches for each line below a panel
 SUFFIXES = {"_train": "", "_validation": ", held-out cells"}
+MOST = 5  # curves that share a panel with their names
 START = 0.03  # share of the epochs whose heights do not set the scale
 
 # What a term says, and its own name.
@@ -197,10 +198,12 @@ def _draw_curves(axes: Axes, history: Mapping[str, pd.Series], panel: _Panel) ->
             label=_label(key),
         )
     axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
     _leave_out_start(axes, [history[key] for key in panel.keys])
-    axes.legend(frameon=False, fontsize="small")
+    # where so many curves are on one panel, there is no room left among them
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(frameon=False, fontsize="small", **(beside if len(panel.keys) > MOST else {}))
 
 
 def _write_below(axes: Axes, text: str) -> None:

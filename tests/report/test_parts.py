@@ -10,7 +10,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from dra_scvi.report import _figures, _markers
+from dra_scvi.report import _figures, _markers, _write
 from dra_scvi.report._advice import next_steps
 from dra_scvi.report._markers import find_markers
 from dra_scvi.report._quality import MOST_BATCHES, batch_rows, measure, quality_rows
@@ -193,3 +193,15 @@ def test_colours_stay_those_of_their_categories(monkeypatch: pytest.MonkeyPatch)
     colours = {tuple(colour[:3]) for part in dots for colour in part.get_facecolor()}
     assert (0, 0, 1) in colours
     assert (0, 1, 0) not in colours
+
+
+def test_clusters_are_named_on_the_map_and_batches_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adata = AnnData(np.ones((4, 1)), obsm={"X_umap": np.arange(8.0).reshape(4, 2)})
+    columns = {kind: categories(list("0011")) for kind in ("cluster", "batch", "label")}
+    drawn = []
+    monkeypatch.setattr(_figures, "_embed", lambda axes: drawn.append(axes) or "")
+    _write._maps(adata, "X_umap", columns)
+    written = [[text.get_text() for text in axes.texts] for axes in drawn]
+    assert written == [["0", "1"], [], ["0", "1"]]
