@@ -65,7 +65,8 @@ def test_training_panels(history: dict[str, pd.DataFrame]) -> None:
         "What discriminators tell apart (divergence)",
         "What the embedding holds (Kullback-Leibler)",
     ]
-    assert legend_texts(loss) == labels(loss)
+    assert legend_texts(loss) == [labels(loss)[0], labels(loss)[2], "held-out cells"]
+    assert legend_texts(divergence) == labels(divergence)
     assert loss.get_xlabel() == "epoch"
     [guide] = [text.get_text() for text in loss.texts]
     assert guide.splitlines() == [_training.PANELS[0][3], _training.HELD_OUT]

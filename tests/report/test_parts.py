@@ -199,7 +199,8 @@ def test_clusters_are_named_on_the_map_and_batches_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     adata = AnnData(np.ones((4, 1)), obsm={"X_umap": np.arange(8.0).reshape(4, 2)})
-    columns = {kind: categories(list("0011")) for kind in ("cluster", "batch", "label")}
+    adata.obs["leiden"] = pd.Categorical(list("0011"))
+    columns = dict.fromkeys(("cluster", "batch", "label"), columns_of(adata, "leiden"))
     drawn = []
     monkeypatch.setattr(_figures, "_embed", lambda axes: drawn.append(axes) or "")
     _write._maps(adata, "X_umap", columns)
