@@ -221,7 +221,7 @@ def test_wrappers_use_options_of_the_program(name: str) -> None:
     known = {option for param in train.params for option in param.opts}
     text = (ROOT / ".packaging" / name).read_text()
     used = set(re.findall(r"(?<=[\s\"])--[a-z-]+", text)) - {"--version"}
-    assert {"--output", "--model-dir", "--json", "--threads"} <= used <= known
+    assert {"--output", "--model-dir", "--json", "--report", "--threads"} <= used <= known
 
 
 def test_citations_name_the_same_papers() -> None:
