@@ -131,6 +131,8 @@ def test_clusters_of_one_batch_are_pointed_out() -> None:
     clusters = categories(["p"] * 20 + ["q"] * 20)
     apart = categories(["a"] * 20 + ["b"] * 18 + ["a"] * 2, "batch")
     assert "cluster p are of one batch" in words(clusters=clusters, batches=apart)
+    both = categories(["a"] * 20 + ["b"] * 20, "batch")
+    assert "clusters p, q are of one batch" in words(clusters=clusters, batches=both)
     mixed = categories(["a", "b"] * 20, "batch")
     assert "one batch" not in words(clusters=clusters, batches=mixed)
     mostly = categories(["a"] * 38 + ["b"] * 2, "batch")
@@ -139,7 +141,9 @@ def test_clusters_of_one_batch_are_pointed_out() -> None:
 
 def test_what_is_advised_of_clusters() -> None:
     assert 'tl.cluster(adata, "X_other")' in words(use_rep="X_other")
-    assert "Name the clusters" in words(clusters=categories(["p", "q"]))
+    advice = words(clusters=categories(["p", "q"]))
+    assert "Name the clusters" in advice
+    assert 'obs["named"] = ' in advice  # and no column of labels that there may be
     assert "Name the clusters" not in words(clusters=categories(["p", "p"]))
 
 
