@@ -207,7 +207,7 @@ def cluster(
             resolution = suggestion.resolution
             table = {name: values.to_numpy() for name, values in suggestion.table.items()}
             origin["suggestion"] = {"is_stable": suggestion.is_stable, **table}
-        found = cluster_graph(graph, _checked(resolution), seed)
+        found = _from_largest(cluster_graph(graph, _checked(resolution), seed))
         names = [str(number) for number in range(n_distinct(found))]
         adata.obs[key_added] = pd.Categorical.from_codes(found, names)
         adata.uns[key_added] = {**graph.uns["cluster"], **origin}
@@ -220,6 +220,16 @@ def cluster(
         adata.obsm["X_umap"] = graph.obsm["X_umap"]
         adata.uns["umap"] = graph.uns["umap"]
     return suggestion
+
+
+def _from_largest(found: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Renumber clusters, the largest first, as Leiden's own numbers follow no order.
+
+    >>> _from_largest(np.array([0, 1, 1, 2, 2, 2])).tolist()
+    [2, 1, 1, 0, 0, 0]
+    """
+    order = np.argsort(-np.bincount(found), kind="stable")
+    return np.argsort(order)[found]
 
 
 def _begin_at(graph: AnnData) -> str:

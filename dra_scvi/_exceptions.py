@@ -122,7 +122,9 @@ class TrainingInterruptedError(RuntimeError):
             )
         else:
             end = f"its state could not be written to {path} ({problem}) and is lost."
-        super().__init__(f"Training was interrupted after {epochs} epochs; {end}")
+        super().__init__(
+            f"Training was interrupted after {epochs} epoch{'s' * (epochs != 1)}; {end}"
+        )
 
     def __reduce__(
         self,

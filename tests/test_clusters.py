@@ -104,10 +104,18 @@ def test_clusters_and_umap_are_scanpys() -> None:
         expected, resolution=1.0, random_state=2, flavor="igraph", n_iterations=2, directed=False
     )
     sc.tl.umap(expected, random_state=2)
-    pd.testing.assert_series_equal(adata.obs["leiden"], expected.obs["leiden"])
+    assert adjusted_rand_score(adata.obs["leiden"], expected.obs["leiden"]) == 1
     assert adata.uns["leiden"] == expected.uns["leiden"]
     assert np.array_equal(adata.obsm["X_umap"], expected.obsm["X_umap"])
     assert "leiden_colors" not in adata.uns
+
+
+def test_clusters_are_numbered_from_the_largest_on() -> None:
+    adata = of_types([25, 60, 120])
+    tl.cluster(adata, resolution=0.3, umap=False)
+    sizes = adata.obs["leiden"].value_counts().loc[adata.obs["leiden"].cat.categories].tolist()
+    assert len(sizes) >= 3
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_what_is_asked_for_is_added_under_its_name() -> None:

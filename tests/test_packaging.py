@@ -95,6 +95,7 @@ def test_metadata_is_that_of_the_project(built: Path) -> None:
         [name] = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
     assert (metadata["Name"], metadata["Version"]) == ("dra_scvi", PROJECT["version"])
+    assert metadata["Metadata-Version"] == "2.4"  # of 2.5, twine says that it is not valid
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata["Description-Content-Type"] == "text/markdown"
     urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
@@ -221,7 +222,7 @@ def test_wrappers_use_options_of_the_program(name: str) -> None:
     known = {option for param in train.params for option in param.opts}
     text = (ROOT / ".packaging" / name).read_text()
     used = set(re.findall(r"(?<=[\s\"])--[a-z-]+", text)) - {"--version"}
-    assert {"--output", "--model-dir", "--json", "--threads"} <= used <= known
+    assert {"--output", "--model-dir", "--json", "--report", "--threads"} <= used <= known
 
 
 def test_citations_name_the_same_papers() -> None:

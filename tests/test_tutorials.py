@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -42,3 +43,14 @@ def test_tutorial_runs_and_draws_what_its_stored_copy_shows(path: Path) -> None:
     )
     client.execute()
     assert figures(notebook) == stored
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_stored_outputs_tell_no_paths_of_a_machine_and_no_errors(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert "error" not in {output["output_type"] for output in outputs}
+    texts = [
+        output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs
+    ]
+    assert not re.findall(r"/(?:root|home|Users|tmp/ipykernel_)\S*", "\n".join(texts))

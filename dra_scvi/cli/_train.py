@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from dra_scvi._model.dra import DRA
 
 WIDTHS = Numbers("widths", "128 or 512,512")
+NEXT = (
+    "next, in Python: dra_scvi.tl.cluster(adata) adds clusters and a UMAP, which "
+    'dra_scvi.pl.embedding(adata, color="leiden") shows; --report page.html makes a page of them'
+)
 
 
 @command("train")
@@ -217,9 +221,15 @@ def train(common: Common, **options: Any) -> Result | None:
         figures = _figures(adata, model, request, common, scores) | clusters
         saving.log(lambda: write_report(model, adata, figures, request, common))
         saving.log(lambda: _log_metrics(figures, request))
+
+    def finish() -> None:
+        saving.finish()
+        if not clusters and saving.failure is None:
+            common.say(NEXT)
+
     title = f"{_scored_cells(request)} cells of {request.input_path.name}"
     rows = clustering_rows(scores) if scores else ()
-    return Result(figures, title, rows, failure=saving.failure, at_end=saving.finish)
+    return Result(figures, title, rows, failure=saving.failure, at_end=finish)
 
 
 def _check_trainable(adata: AnnData, request: TrainRequest) -> None:

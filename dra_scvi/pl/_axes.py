@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXIS_WIDTH = 2.6  # inches of a panel
+LETTERS = 10  # of the name of a gene, for which there is room
+LETTER = 0.08  # inches for each one more
 GENE_HEIGHT = 0.18  # inches
 MARGIN = 0.8  # inches above and below the genes
 NCOLS = 5
@@ -84,11 +86,14 @@ def axes(
     if ax is not None and len(names) > 1:
         raise ValueError(f"ax takes one axis of the embedding, not {len(names)}: name it in which")
     show = is_shown(show, ax, save)
-    size = (AXIS_WIDTH, MARGIN + GENE_HEIGHT * min(n_genes, len(loadings)))
+    shown = {name: _largest(loadings[name], n_genes) for name in names}
+    longest = max(len(str(gene)) for genes in shown.values() for gene in genes.index)
+    width = AXIS_WIDTH + LETTER * max(longest - LETTERS, 0)
+    size = (width, MARGIN + GENE_HEIGHT * min(n_genes, len(loadings)))
     figure, grid = make_axes(len(names), ncols, size, ax, show)
     limit = 1.05 * np.abs(np.nan_to_num(loadings[names].to_numpy())).max(initial=0.0)
-    for name, panel in zip(names, grid.flat, strict=False):
-        _draw_axis(panel, name, loadings[name], n_genes, limit or 1.0)
+    for (name, genes), panel in zip(shown.items(), grid.flat, strict=False):
+        _draw_axis(panel, name, genes, limit or 1.0)
     return finish(figure, grid, show, save)
 
 
@@ -115,10 +120,14 @@ def _names(loadings: pd.DataFrame, which: str | Sequence[str] | None) -> list[st
     return names
 
 
-def _draw_axis(panel: Axes, name: str, loadings: pd.Series, n_genes: int, limit: float) -> None:
-    """Draw the largest changes as bars, from the highest to the lowest."""
+def _largest(loadings: pd.Series, n_genes: int) -> pd.Series:
+    """Keep the largest changes, in ascending order."""
     largest = np.argsort(-loadings.abs().to_numpy(), kind="stable")[:n_genes]
-    shown = loadings.iloc[largest].sort_values()  # by place, as names may repeat
+    return loadings.iloc[largest].sort_values()  # by place, as names may repeat
+
+
+def _draw_axis(panel: Axes, name: str, shown: pd.Series, limit: float) -> None:
+    """Draw changes as bars, from the highest to the lowest."""
     colours = [COLOURS[1] if value > 0 else COLOURS[0] for value in shown]
     heights = np.arange(len(shown))
     panel.barh(heights, shown, color=colours, height=0.7)
@@ -126,6 +135,6 @@ def _draw_axis(panel: Axes, name: str, loadings: pd.Series, n_genes: int, limit:
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set(title=name, xlim=(-limit, limit), ylim=(-0.7, len(shown) - 0.3))
     panel.set_xlabel("log2 fold change per s.d.", fontsize="small")
-    panel.locator_params(axis="x", nbins=5)
+    panel.locator_params(axis="x", nbins=4)
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.tick_params(axis="y", length=0)

@@ -121,8 +121,6 @@ def embedding(
     'DRA'
     """
     check_kinds(embedding, locals())
-    if ncols is not None:
-        check_number(ncols, "ncols", least=1)
     check_adata(adata, ("obs", "obsm"))
     check_names("basis", basis)
     check_names("color", [] if color is None else color)
@@ -150,10 +148,10 @@ def embedding(
         figure.suptitle(head)
     if ax is None:
         _widen_for_legends(figure, grid)
-    if style.legend == "on data":
+    if style.legend in ("on data", "numbered"):
         figure.draw_without_rendering()
-        for axes in grid.flat[: len(panels)]:
-            spread_labels(axes)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            spread_labels(axes, panel)
     return finish(figure, grid, show, save)
 
 

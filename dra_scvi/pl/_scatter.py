@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dra_scvi.pl._figures import COLOURS, GUIDE_COLOUR, POINTS_PER_INCH
-from dra_scvi.pl._values import as_categories, is_numeric
+from dra_scvi.pl._values import MISSING, as_categories, is_numeric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,10 @@ PANEL = (3.4, 3.2)  # inches
 COVERED = 1 / 8  # share of a panel that the dots would cover if none overlapped
 DOT_AREAS = (0.5, 20.0)  # least and greatest, in square points
 EDGE = 0.08  # width of a dot's edge, in roots of its area
+OTHERS = "others"
+HIDDEN = 0.3  # share of the cells of a cluster that its label may lie on
+STEPS = 30  # halves of a label, how far it may be moved in each direction
+GAP = 3.0  # points from a cell to a label beside it
 
 
 class Style(NamedTuple):
@@ -128,6 +132,7 @@ def _draw_numbers(axes: Axes, panel: Panel, values: Values, style: Style) -> Non
     beyond = ["min"] * bool(column.min() < least) + ["max"] * bool(column.max() > most)
     extend = "both" if len(beyond) == 2 else (beyond or ["neither"])[0]
     named = [values.title] * panel.is_named_beside + [values.unit] * bool(values.unit)
+    named += [f"grey: {MISSING}"] * bool(column.isna().any())
     scale = axes.inset_axes((1.04, 0.1, 0.04, 0.8))
     axes.figure.colorbar(mappable, cax=scale, label=", ".join(named), extend=extend)
 
@@ -172,15 +177,22 @@ def _draw_categories(axes: Axes, panel: Panel, values: Values, style: Style) -> 
         na_color=MISSING_COLOUR,
         legend_loc="right margin" if beside else "none",
     )
-    numbers = [str(number) for number in range(1, len(names) + 1)]
+    groups = style.more.get("groups")
+    chosen = names if groups is None else list(np.atleast_1d(groups))
+    numbers = {name: str(number) for number, name in enumerate(names, start=1)}
     is_numbered = style.legend == "numbered" and not all(name.isdigit() for name in names)
     if style.legend in ("numbered", "on data"):
-        _label(axes, panel.points, column, numbers if is_numbered else names)
+        labels = {name: numbers[name] if is_numbered else name for name in names if name in chosen}
+        _label(axes, panel.points, column, labels)
     if beside and (legend := axes.get_legend()) is not None:
         legend.set_title(values.title if panel.is_named_beside else "")
         legend.set_alignment("left")
-        for number, text in zip(numbers, legend.get_texts(), strict=False):
-            text.set_text(f"{number}  {text.get_text()}" if is_numbered else text.get_text())
+        for text in legend.get_texts():
+            name = text.get_text()
+            if is_numbered and name in numbers:
+                text.set_text(f"{numbers[name]}  {name}")
+            elif groups is not None and name not in chosen:
+                text.set_text(OTHERS)  # scanpy says "NA" of all that are not in groups
             text.set_parse_math(False)  # dollars in a name are no mathematics
 
 
@@ -212,13 +224,12 @@ def _by_name(palette: Any, names: Sequence[str]) -> Any:
     return palette
 
 
-def _label(axes: Axes, points: NDArray[Any], column: pd.Series, labels: Sequence[str]) -> None:
+def _label(axes: Axes, points: NDArray[Any], column: pd.Series, labels: Mapping[str, str]) -> None:
     """Write on the cell of each category that is nearest to the middle of its cells."""
     from matplotlib.patheffects import withStroke
 
-    codes = column.cat.codes.to_numpy()
-    for code, label in enumerate(labels):
-        cells = points[codes == code, :2]
+    for name, label in labels.items():
+        cells = points[(column == name).to_numpy(), :2]
         nearest = np.argmin(np.square(cells - np.median(cells, axis=0)).sum(1))
         text = axes.annotate(
             label,
@@ -232,15 +243,50 @@ def _label(axes: Axes, points: NDArray[Any], column: pd.Series, labels: Sequence
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
         )
         text.set(zorder=3, path_effects=[withStroke(linewidth=2, foreground="white")])
+        text.set_label(name)
+        text.set_in_layout(False)  # it stays in the axes
 
 
-def spread_labels(axes: Axes) -> None:
-    """Move labels that cover each other downwards, one below the other, in a figure laid out."""
+def spread_labels(axes: Axes, panel: Panel) -> None:
+    """Move labels off small clusters, into the axes and off each other, in a figure laid out."""
+    if not axes.texts or panel.values is None:
+        return
+    column = as_categories(panel.values.column)
+    frame, pixels = axes.get_window_extent(), axes.figure.dpi / POINTS_PER_INCH
     placed: list[Any] = []
-    labels = [(text, text.get_window_extent()) for text in axes.texts]
-    for text, box in sorted(labels, key=lambda label: -label[1].y0):
-        while covered := [other for other in placed if box.overlaps(other)]:
-            box = box.translated(0, min(other.y0 for other in covered) - box.y1 - 1)
-        placed.append(box)
-        shift = box.y0 - text.get_window_extent().y0
-        text.set_position((0, shift * POINTS_PER_INCH / axes.figure.dpi))
+    labels = []
+    for text in axes.texts:
+        box = text.get_window_extent()
+        cells = axes.transData.transform(panel.points[(column == text.get_label()).to_numpy(), :2])
+        labels.append((text, box, _off_cells(box, cells, frame, GAP * pixels)))
+    for text, start, box in sorted(labels, key=lambda label: -label[2].y0):
+        placed.append(_free(box, placed, frame))
+        shift = (placed[-1].min - start.min) / pixels
+        text.set_position(tuple(shift))
+
+
+def _free(box: Any, placed: Sequence[Any], frame: Any) -> Any:
+    """Find the nearest place in a frame, in steps of half a label, where no other label is."""
+    steps = [
+        (across / 2, up / 2)
+        for across in range(-STEPS, STEPS + 1)
+        for up in range(-STEPS, STEPS + 1)
+    ]
+    shifts = np.array(steps) * (box.width + 1, box.height + 1)
+    for shift in shifts[np.argsort(np.hypot(*shifts.T), kind="stable")]:
+        moved = box.translated(*shift)
+        is_inside = np.all((moved.min >= frame.min) & (moved.max <= frame.max))
+        if (is_inside or not shift.any()) and not moved.count_overlaps(placed):
+            return moved
+    return box
+
+
+def _off_cells(box: Any, cells: NDArray[Any], frame: Any, gap: float) -> Any:
+    """Put a label that hides its cells above or, at the edge, below them; and all into a frame."""
+    is_hidden = np.all((cells >= box.min) & (cells <= box.max), axis=1)
+    if is_hidden.mean() > HIDDEN:
+        highest = cells[is_hidden, 1].max() + gap
+        lowest = cells[is_hidden, 1].min() - gap
+        is_room = highest + box.height < frame.y1
+        box = box.translated(0, highest - box.y0 if is_room else lowest - box.y1)
+    return box.translated(max(frame.x0 - box.x0, min(frame.x1 - box.x1, 0)), 0)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CURVES_PANEL = (4.2, 3.2)  # width and height in inches
 GUIDE_LINE = 0.18  # inches for each line below a panel
 SUFFIXES = {"_train": "", "_validation": ", held-out cells"}
+MOST = 5  # curves that share a panel with their names
+DASHES = (0, (3, 1.5))  # of held-out cells
 START = 0.03  # share of the epochs whose heights do not set the scale
 
 # What a term says, and its own name.
@@ -191,16 +193,31 @@ def _draw_curves(axes: Axes, history: Mapping[str, pd.Series], panel: _Panel) ->
             curve.index.to_numpy(),
             curve.to_numpy(),
             color=COLOURS[terms.index(_term(key)) % len(COLOURS)],
-            linestyle=(0, (3, 1.5)) if key.endswith("_validation") else "-",
+            linestyle=DASHES if key.endswith("_validation") else "-",
             linewidth=1.5,
             marker="o" if len(curve) == 1 else None,
             label=_label(key),
         )
     axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
     _leave_out_start(axes, [history[key] for key in panel.keys])
-    axes.legend(frameon=False, fontsize="small")
+    legend = axes.legend(handles=_legend_lines(axes), frameon=False, fontsize="small")
+    if len(panel.keys) > MOST:  # there is no room left among the curves
+        legend.set(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _legend_lines(axes: Axes) -> list[Any]:
+    """Name a term once, and dashes once where its curve for other cells is drawn as well."""
+    from matplotlib.lines import Line2D
+
+    lines, names = axes.get_legend_handles_labels()
+    suffix = SUFFIXES["_validation"]
+    twins = [name.endswith(suffix) and name.removesuffix(suffix) in names for name in names]
+    if not any(twins):
+        return lines
+    dashes = Line2D([], [], color=GUIDE_COLOUR, linestyle=DASHES, label=suffix.lstrip(", "))
+    return [line for line, is_twin in zip(lines, twins, strict=True) if not is_twin] + [dashes]
 
 
 def _write_below(axes: Axes, text: str) -> None:

@@ -45,8 +45,9 @@ def next_steps(
         shown = ", ".join(alone[:CLUSTERS_SHOWN]) + ", ..." * (len(alone) > CLUSTERS_SHOWN)
         steps.append(
             Step(
-                f"Nearly all cells of cluster {shown} are of one batch: either a type that only "
-                "this batch has, or a difference of batches that is left. Their markers tell."
+                f"Nearly all cells of cluster{'s' * (len(alone) > 1)} {shown} are of one batch: "
+                "either a type that only this batch has, or a difference of batches that is left. "
+                "Their markers tell."
             )
         )
     names, key = list(clusters.cat.categories), clusters.name
@@ -56,7 +57,7 @@ def next_steps(
                 "Name the clusters by their markers. Clusters with the same markers are one type: "
                 "give them one name.",
                 f'names = {{{names[0]!r}: "...", {names[1]!r}: "..."}}\n'
-                f'adata.obs["cell_type"] = adata.obs[{key!r}].map(names)',
+                f'adata.obs["named"] = adata.obs[{key!r}].map(names)',
             )
         )
     return [

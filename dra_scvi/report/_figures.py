@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from dra_scvi.pl._scatter import Legend
+
 DOTS_PER_INCH = 150
 MOST_CATEGORIES = 48
 NAMES_TOLD = 12
@@ -50,7 +52,14 @@ def _curves(
     return Figure(title, sentence, _tell(title, history), _embed(drawn))
 
 
-def draw_umap(adata: AnnData, basis: str, column: pd.Series, title: str, sentence: str) -> Figure:
+def draw_umap(
+    adata: AnnData,
+    basis: str,
+    column: pd.Series,
+    title: str,
+    sentence: str,
+    legend: Legend = "numbered",
+) -> Figure:
     """Draw cells in two dimensions, coloured by categories."""
     import anndata
 
@@ -62,7 +71,7 @@ def draw_umap(adata: AnnData, basis: str, column: pd.Series, title: str, sentenc
     cells = anndata.AnnData(
         obs=column.to_frame(key), obsm={basis: adata.obsm[basis]}, uns={f"{key}_colors": colours}
     )
-    drawn = pl.embedding(cells, basis, color=key, show=False)
+    drawn = pl.embedding(cells, basis, color=key, legend=legend, show=False)
     shown = ", ".join(names[:NAMES_TOLD]) + ", ..." * (len(names) > NAMES_TOLD)
     told = counted(adata.n_obs, "cell", "cells")
     alt = f"{basis.removeprefix('X_').upper()} of {told} coloured by {key}: {shown}"

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from dra_scvi.pl._scatter import Legend
+
 TEMPLATE = "page.html"
 PACKAGES = (
     *("dra_scvi", "scvi-tools", "torch", "scanpy", "anndata"),
@@ -196,8 +198,10 @@ def _render(**context: Any) -> str:
 def _maps(adata: AnnData, basis: str, columns: Mapping[str, pd.Series | None]) -> list[Figure]:
     if basis not in adata.obsm:
         return []
-    return [
-        draw_umap(adata, basis, column, f"By {kind}", MAPS[kind])
-        for kind, column in columns.items()
-        if column is not None
-    ]
+    figures = []
+    for kind, column in columns.items():
+        if column is not None:
+            # batches should lie on each other, where a number in their middle says nothing
+            legend: Legend = "right" if kind == "batch" else "numbered"
+            figures.append(draw_umap(adata, basis, column, f"By {kind}", MAPS[kind], legend))
+    return figures

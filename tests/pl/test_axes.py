@@ -94,3 +94,14 @@ def test_loadings_that_are_not_known_are_no_bars() -> None:
 def test_no_axis_at_all_is_refused(loadings: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="which names no axis"):
         pl.axes(loadings, which=[], show=False)
+
+
+def test_long_names_of_genes_leave_room_for_bars_and_for_the_scale(loadings: pd.DataFrame) -> None:
+    loadings.index = [f"ENSG00000123456.{i}_RP11-123" for i in range(len(loadings))]
+    figure = pl.axes(loadings / 4, show=False)
+    figure.draw_without_rendering()
+    for panel in figure.axes:
+        assert panel.get_window_extent().width / figure.dpi > 1.5
+        ticks = [tick for tick in panel.xaxis.get_major_ticks() if tick.label1.get_text()]
+        boxes = [tick.label1.get_window_extent() for tick in ticks]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

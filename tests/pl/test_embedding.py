@@ -46,7 +46,7 @@ def test_embedding_grid(adata: AnnData) -> None:
     assert len(panels) == 4
     assert [axes.get_title() for axes in panels] == ["UMAP", "DRA", "", ""]
     assert [len(axes.child_axes) for axes in panels] == [0, 0, 0, 1]
-    assert panels[3].child_axes[0].get_ylabel() == "depth"
+    assert panels[3].child_axes[0].get_ylabel() == "depth, grey: NA"
     assert [axes.get_legend() is None for axes in panels] == [True, False, True, True]
     assert all(len(axes.get_xticks()) == len(axes.get_yticks()) == 0 for axes in panels)
     assert adata.uns == before.uns
@@ -126,6 +126,20 @@ def test_embedding_numbered_leaves_names_that_are_numbers(adata: AnnData) -> Non
     adata.obs["leiden"] = ["0", "10", "2", "0", "10", "2"]
     axes = pl.embedding(adata, color="leiden", show=False, legend="numbered")
     assert legend_texts(axes) == [text.get_text() for text in axes.texts] == ["0", "2", "10"]
+
+
+@pytest.mark.parametrize("groups", ["b", ["b"]])
+def test_embedding_of_some_groups_numbers_and_names_these_alone(
+    adata: AnnData, groups: Any
+) -> None:
+    axes = pl.embedding(adata, color="kind", show=False, legend="numbered", groups=groups)
+    assert legend_texts(axes) == ["2  b", "others"]
+    assert [text.get_text() for text in axes.texts] == ["2"]
+
+
+def test_embedding_says_what_grey_is_on_a_scale_of_numbers(adata: AnnData) -> None:
+    axes = pl.embedding(adata, color="depth", show=False)
+    assert axes.child_axes[0].get_ylabel() == "grey: NA"
 
 
 def test_embedding_on_data(adata: AnnData) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from dra_scvi import pl
 from dra_scvi.pl import _figures, _scatter
-from dra_scvi.pl._scatter import bound_of, spread_labels
+from dra_scvi.pl._scatter import bound_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,14 +97,35 @@ def test_a_percentile_that_is_none_is_refused(bound: str) -> None:
         bound_of(bound, "vmax")
 
 
-def test_labels_that_cover_each_other_are_spread_downwards() -> None:
-    axes = Figure().subplots()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    for y in (0.5, 0.51, 0.5, 0.9):
-        axes.annotate("a long name", (0.5, y), (0, 0), textcoords="offset points")
+@pytest.mark.parametrize("legend", ["on data", "numbered"])
+def test_labels_cover_neither_each_other_nor_what_is_beside_the_axes(legend: Any) -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.arange(400) % 20
+    obs = pd.DataFrame({"kind": [f"a long name of type {kind}" for kind in kinds]})
+    points = rng.normal(size=(400, 2)) + [[5, 0]] * (kinds == 7)[:, None]
+    adata = AnnData(obs=obs.set_index(obs.index.astype(str)), obsm={"X_umap": points})
+    axes = pl.embedding(adata, color="kind", legend=legend, show=False)
     axes.figure.draw_without_rendering()
-    spread_labels(axes)
-    boxes = [text.get_window_extent() for text in axes.texts]
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert len(boxes) == 20
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert [text.get_position()[1] for text in (axes.texts[1], axes.texts[3])] == [0, 0]
-    assert all(text.get_position()[1] < 0 for text in (axes.texts[0], axes.texts[2]))
+    frame = axes.get_window_extent()
+    assert all(frame.padded(1).contains(*corner) for box in boxes for corner in box.corners())
+
+
+def test_a_label_does_not_hide_a_cluster_that_is_smaller_than_itself() -> None:
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"kind": ["large"] * 200 + ["small"] * 9 + ["high"] * 9})
+    points = rng.normal(size=(218, 2))
+    points[200:] = [9, 1] + points[200:] / 50
+    points[209:] += [-9, 3]
+    adata = AnnData(obs=obs.set_index(obs.index.astype(str)), obsm={"X_umap": points})
+    axes = pl.embedding(adata, color="kind", legend="numbered", show=False)
+    axes.figure.draw_without_rendering()
+    for text in axes.texts:
+        cells = axes.transData.transform(points[obs["kind"] == text.get_label()])
+        box = Text.get_window_extent(text)
+        hidden = np.all((cells > box.min) & (cells < box.max), axis=1)
+        assert hidden.mean() < 0.3, text.get_label()
+    small, high = (text.get_position()[1] for text in axes.texts if text.get_label() != "large")
+    assert small > 0 > high or high > 0 > small  # above or, below the upper edge, beneath

@@ -65,7 +65,8 @@ def test_training_panels(history: dict[str, pd.DataFrame]) -> None:
         "What discriminators tell apart (divergence)",
         "What the embedding holds (Kullback-Leibler)",
     ]
-    assert legend_texts(loss) == labels(loss)
+    assert legend_texts(loss) == [labels(loss)[0], labels(loss)[2], "held-out cells"]
+    assert legend_texts(divergence) == labels(divergence)
     assert loss.get_xlabel() == "epoch"
     [guide] = [text.get_text() for text in loss.texts]
     assert guide.splitlines() == [_training.PANELS[0][3], _training.HELD_OUT]
@@ -221,3 +222,17 @@ def test_training_failed_save_leaves_the_old_file(
         pl.training(history, save=tmp_path / "a.docx")
     assert [path.name for path in tmp_path.iterdir()] == ["a.docx"]
     assert (tmp_path / "a.docx").read_text() == "old"
+
+
+def test_training_epochs_are_whole_numbers(history: dict[str, pd.DataFrame]) -> None:
+    first = {name: table[:1] for name, table in history.items()}
+    for axes in pl.training(first, show=False).axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0]
+
+
+def test_training_names_of_many_curves_lie_beside_them(history: dict[str, pd.DataFrame]) -> None:
+    axes = Figure().subplots()
+    pl.training(history, ax=axes)
+    axes.figure.draw_without_rendering()
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1

@@ -10,7 +10,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from dra_scvi.report import _figures, _markers
+from dra_scvi.report import _figures, _markers, _write
 from dra_scvi.report._advice import next_steps
 from dra_scvi.report._markers import find_markers
 from dra_scvi.report._quality import MOST_BATCHES, batch_rows, measure, quality_rows
@@ -131,6 +131,8 @@ def test_clusters_of_one_batch_are_pointed_out() -> None:
     clusters = categories(["p"] * 20 + ["q"] * 20)
     apart = categories(["a"] * 20 + ["b"] * 18 + ["a"] * 2, "batch")
     assert "cluster p are of one batch" in words(clusters=clusters, batches=apart)
+    both = categories(["a"] * 20 + ["b"] * 20, "batch")
+    assert "clusters p, q are of one batch" in words(clusters=clusters, batches=both)
     mixed = categories(["a", "b"] * 20, "batch")
     assert "one batch" not in words(clusters=clusters, batches=mixed)
     mostly = categories(["a"] * 38 + ["b"] * 2, "batch")
@@ -139,7 +141,9 @@ def test_clusters_of_one_batch_are_pointed_out() -> None:
 
 def test_what_is_advised_of_clusters() -> None:
     assert 'tl.cluster(adata, "X_other")' in words(use_rep="X_other")
-    assert "Name the clusters" in words(clusters=categories(["p", "q"]))
+    advice = words(clusters=categories(["p", "q"]))
+    assert "Name the clusters" in advice
+    assert 'obs["named"] = ' in advice  # and no column of labels that there may be
     assert "Name the clusters" not in words(clusters=categories(["p", "p"]))
 
 
@@ -193,3 +197,16 @@ def test_colours_stay_those_of_their_categories(monkeypatch: pytest.MonkeyPatch)
     colours = {tuple(colour[:3]) for part in dots for colour in part.get_facecolor()}
     assert (0, 0, 1) in colours
     assert (0, 1, 0) not in colours
+
+
+def test_clusters_are_named_on_the_map_and_batches_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adata = AnnData(np.ones((4, 1)), obsm={"X_umap": np.arange(8.0).reshape(4, 2)})
+    adata.obs["leiden"] = pd.Categorical(list("0011"))
+    columns = dict.fromkeys(("cluster", "batch", "label"), columns_of(adata, "leiden"))
+    drawn = []
+    monkeypatch.setattr(_figures, "_embed", lambda axes: drawn.append(axes) or "")
+    _write._maps(adata, "X_umap", columns)
+    written = [[text.get_text() for text in axes.texts] for axes in drawn]
+    assert written == [["0", "1"], [], ["0", "1"]]

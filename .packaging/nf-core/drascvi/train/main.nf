@@ -12,6 +12,7 @@ process DRASCVI_TRAIN {
     tuple val(meta), path("${prefix}.h5ad")  , emit: h5ad
     tuple val(meta), path("${prefix}_model/"), emit: model
     tuple val(meta), path("${prefix}.json")  , emit: json
+    tuple val(meta), path("${prefix}.html")  , emit: report
     path "versions.yml"                      , emit: versions
 
     when:
@@ -33,6 +34,7 @@ process DRASCVI_TRAIN {
         --output ${prefix}.h5ad \\
         --model-dir ${prefix}_model \\
         --json ${prefix}.json \\
+        --report ${prefix}.html \\
         --threads ${task.cpus} \\
         --accelerator ${accelerator} \\
         --quiet \\
@@ -51,6 +53,7 @@ process DRASCVI_TRAIN {
     mkdir ${prefix}_model
     touch ${prefix}_model/model.pt
     echo '{}' > ${prefix}.json
+    touch ${prefix}.html
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":

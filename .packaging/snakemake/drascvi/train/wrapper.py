@@ -13,13 +13,12 @@ snakemake = snakemake  # noqa: F821
 extra = snakemake.params.get("extra", "")
 log = snakemake.log_fmt_shell(stdout=True, stderr=True)
 
-model = snakemake.output.get("model")
-figures = snakemake.output.get("json")
-model = f"--model-dir {quote(model)}" if model else ""
-figures = f"--json {quote(figures)}" if figures else ""
+options = {"model": "--model-dir", "json": "--json", "report": "--report"}
+outputs = {option: snakemake.output.get(name) for name, option in options.items()}
+more = " ".join(f"{option} {quote(path)}" for option, path in outputs.items() if path)
 
 # a job that was stopped goes on from its checkpoint
 shell(
     "dra-scvi train {snakemake.input.cells:q} --output {snakemake.output.h5ad:q}"
-    " {model} {figures} --threads {snakemake.threads} --resume {extra} {log}"
+    " {more} --threads {snakemake.threads} --resume {extra} {log}"
 )
