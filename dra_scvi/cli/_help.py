@@ -9,7 +9,7 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 # what is in none of them comes last, as "Other"
 SECTIONS = {
     "Data": (
-        "--layer --batch-key --label-key --n-genes --model --reference --use-rep --n-cells --batch"
+        "--layer --file-key --batch-key --label-key --n-genes --model --reference --use-rep --n-cells --batch"
         " --out-of-core"
     ),
     "Model": (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import read_or_open, remark, write_cells
+from dra_scvi.cli._cells import read_or_open_all, remark, write_cells
 from dra_scvi.cli._clusters import add_clusters, check_free
 from dra_scvi.cli._command import Common, command, warn
 from dra_scvi.cli._errors import one_line
@@ -16,10 +16,12 @@ from dra_scvi.cli._options import (
     FileName,
     FolderName,
     Numbers,
+    check_file_key,
+    file_key_option,
     finite,
     out_of_core_option,
     output_option,
-    path_argument,
+    paths_argument,
 )
 from dra_scvi.cli._result import Result
 from dra_scvi.cli._saving import Saving, write_report
@@ -37,10 +39,11 @@ WIDTHS = Numbers("widths", "128 or 512,512")
 
 
 @command("train")
-@path_argument("input_path", "INPUT")
+@paths_argument()
 @output_option()
 @click.option("--model-dir", type=FolderName(), metavar="DIR", help="Save the trained model here.")
 @click.option("--layer", show_default="X", help="Layer that holds the counts.")
+@file_key_option()
 @click.option("--batch-key", help="Column of obs with batches to integrate.")
 @click.option("--label-key", help="Column of obs with cell types, to score the embedding.")
 @click.option(
@@ -153,6 +156,9 @@ def train(common: Common, **options: Any) -> Result | None:
     and settings. With --label-key, clusters found in the embedding are compared with the labels.
     --leiden and --umap add clusters and a UMAP; --report shows them in a page, with markers.
 
+    Several INPUTs are trained on together, on the genes that all of them have; --batch-key file
+    integrates them.
+
     A run that is stopped by SIGINT or SIGTERM leaves a checkpoint beside OUT.h5ad; the same
     command with --resume goes on from there.
 
@@ -167,7 +173,15 @@ def train(common: Common, **options: Any) -> Result | None:
     request.check_usage()
     request.rehearse(common)
     wanted = False if request.preset else request.out_of_core
-    adata, source = read_or_open(request.input_path, request.layer, wanted, common)
+    adata, source = read_or_open_all(
+        request.input_paths,
+        request.layer,
+        wanted,
+        common,
+        output=request.output,
+        file_key=check_file_key(request.file_key, request.input_paths),
+        columns={"batch_key": request.batch_key, "label_key": request.label_key},
+    )
     _check_trainable(adata, request)
     check_free(adata, request, source, common)
     remark(adata, request.batch_key, request.n_genes, common)
@@ -186,7 +200,7 @@ def train(common: Common, **options: Any) -> Result | None:
         figures = _figures(adata, model, request, common, scores) | clusters
         saving.log(lambda: write_report(model, adata, figures, request, common))
         saving.log(lambda: _log_metrics(figures, request))
-    title = f"{_scored_cells(request)} cells of {request.input_path.name}"
+    title = f"{_scored_cells(request)} cells of {request.input_name}"
     rows = clustering_rows(scores) if scores else ()
     return Result(figures, title, rows, failure=saving.failure, at_end=saving.finish)
 
@@ -319,7 +333,7 @@ def _log_metrics(figures: Mapping[str, Any], request: TrainRequest) -> None:
 
     if request.metrics_log is None or "kmeans" not in figures:
         return
-    words = [datetime.now(UTC).isoformat(timespec="seconds"), request.input_path.name]
+    words = [datetime.now(UTC).isoformat(timespec="seconds"), request.input_name]
     for name, value in figures["settings"].items():
         if value is not None:
             shown = ",".join(map(str, value)) if isinstance(value, list) else value
