@@ -80,6 +80,11 @@ class CountsField(LayerField):
     def _check_counts(self, adata: AnnData, batch_key: str | None, *, to_train: bool) -> None:
         if is_minified(adata):
             return  # there are none
+        if self.attr_key is None and hasattr(adata, "adatas"):
+            raise ValueError(
+                "layer=None: an AnnCollection has no X of its own. Open each file with its counts "
+                "in a layer, and name that with layer=."
+            )
         for part in getattr(adata, "adatas", [adata]):  # an AnnCollection has several
             validate_counts(
                 part,
