@@ -86,8 +86,8 @@ def common_genes(parts: Mapping[Path, AnnData]) -> pd.Index:
         other_path, other = min(others, key=lambda item: item[1].var_names.isin(genes).sum())
         number = counted(len(genes), "gene", "genes")
         raise GeneMismatchError(
-            f"the files have {number} in common, and {LEAST_GENES} are the least: {first_path} has "
-            f"names such as {str(first_part.var_names[0])!r}, {other_path} such as "
+            f"the files have {number} in common, and {LEAST_GENES} are the least: {first_path} "
+            f"has names such as {str(first_part.var_names[0])!r}, {other_path} such as "
             f"{str(other.var_names[0])!r}. Give all of them names of one kind."
         )
     return genes

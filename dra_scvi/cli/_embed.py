@@ -50,9 +50,9 @@ def embed(
 ) -> Result:
     """Embed the cells of INPUT with a model that was trained before.
 
-    Several INPUTs are written as one. Genes are found by their names, whatever their order; all genes of the model must be there.
+    Genes are found by their names, whatever their order; all genes of the model must be there.
     The counts are taken from the layer, and the batches from the column, of the training. A model
-    that is damaged, or in which foreign code may be hidden, is refused.
+    that is damaged, or in which foreign code may be hidden, is refused. Several INPUTs become one.
 
     Example: dra-scvi embed more.h5ad --model model --output out.h5ad
     """

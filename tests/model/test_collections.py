@@ -25,11 +25,9 @@ JOIN = {"join_vars": "inner", "join_obs": "inner", "label": "file", "index_uniqu
 def open_file(path: Path) -> anndata.AnnData:
     """Open cells as the page on large data says."""
     file = h5py.File(path)
-    return anndata.AnnData(
-        obs=read_elem(file["obs"]),
-        var=read_elem(file["var"]),
-        layers={"counts": sparse_dataset(file["X"])},
-    )
+    counts = sparse_dataset(file["X"])
+    obs, var = read_elem(file["obs"]), read_elem(file["var"])
+    return anndata.AnnData(counts, obs=obs, var=var, layers={"counts": counts})
 
 
 def test_files_with_other_genes_in_another_order(tmp_path: Path) -> None:
