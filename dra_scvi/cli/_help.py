@@ -9,8 +9,8 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 # what is in none of them comes last, as "Other"
 SECTIONS = {
     "Data": (
-        "--layer --file-key --batch-key --label-key --n-genes --model --reference --use-rep"
-        " --n-cells --batch --out-of-core"
+        "--layer --batch-key --label-key --n-genes --model --reference --use-rep"
+        " --n-cells --batch --file-key --out-of-core"
     ),
     "Model": (
         "--models --n-latent --n-hidden --n-hidden-discriminator --dropout-rate --prior"

@@ -13,7 +13,7 @@ from anndata.experimental import AnnCollection
 from anndata.io import read_elem, sparse_dataset
 from scvi.dataloaders import CollectionAdapter
 
-from dra_scvi import DRA
+from dra_scvi import DRA, GeneMismatchError
 from tests.helpers import cells, fit
 
 if TYPE_CHECKING:
@@ -30,11 +30,20 @@ def open_file(path: Path) -> anndata.AnnData:
     return anndata.AnnData(counts, obs=obs, var=var, layers={"counts": counts})
 
 
-def test_files_with_other_genes_in_another_order(tmp_path: Path) -> None:
-    parts = {"one": cells(seed=1)[:, 2:].copy(), "two": cells(seed=2)[:, ::-1].copy()}
+def stored(parts: dict[str, anndata.AnnData], folder: Path) -> dict[str, anndata.AnnData]:
     for name, part in parts.items():
-        part.write_h5ad(tmp_path / f"{name}.h5ad")
-    files = {name: open_file(tmp_path / f"{name}.h5ad") for name in parts}
+        part.write_h5ad(folder / f"{name}.h5ad")
+    return {name: open_file(folder / f"{name}.h5ad") for name in parts}
+
+
+@pytest.mark.parametrize("are_alike", [True, False], ids=["in files", "other genes, in memory"])
+def test_the_codes_are_those_of_one_file(tmp_path: Path, are_alike: bool) -> None:
+    parts = {"one": cells(seed=1), "two": cells(seed=2)}
+    if not are_alike:
+        parts = {"one": parts["one"][:, 2:].copy(), "two": parts["two"][:, ::-1].copy()}
+    for part in parts.values():
+        part.layers["counts"] = part.X
+    files = stored(parts, tmp_path) if are_alike else parts
     adapter = CollectionAdapter(AnnCollection(files, **JOIN))
     scvi.settings.seed = 0
     model = fit(adapter, "file", setup={"layer": "counts"})
@@ -44,6 +53,13 @@ def test_files_with_other_genes_in_another_order(tmp_path: Path) -> None:
     scvi.settings.seed = 0
     expected = fit(whole, "file").get_latent_representation()
     np.testing.assert_allclose(model.get_latent_representation(), expected, atol=1e-5)
+
+
+def test_other_genes_in_files_are_refused(tmp_path: Path) -> None:
+    parts = {"one": cells(seed=1)[:, 2:].copy(), "two": cells(seed=2)}
+    adapter = CollectionAdapter(AnnCollection(stored(parts, tmp_path), **JOIN))
+    with pytest.raises(GeneMismatchError, match="AnnCollection .* same order; read these into"):
+        DRA.setup_anndata(adapter, layer="counts", batch_key="file")
 
 
 def test_a_collection_has_no_x() -> None:
