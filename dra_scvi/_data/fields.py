@@ -22,7 +22,9 @@ from scvi.data.fields import (
 from dra_scvi._compat import is_minified
 from dra_scvi._data.columns import NAMES_SHOWN, counted, validate_keys
 from dra_scvi._data.query import check_genes
+from dra_scvi._data.stored_rows import is_stored
 from dra_scvi._data.validation import validate_counts
+from dra_scvi._exceptions import GeneMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +82,13 @@ class CountsField(LayerField):
     def _check_counts(self, adata: AnnData, batch_key: str | None, *, to_train: bool) -> None:
         if is_minified(adata):
             return  # there are none
+        if self.attr_key is None and hasattr(adata, "adatas"):
+            raise ValueError(
+                "layer=None: an AnnCollection has no X of its own. Open each file with its counts "
+                "in a layer, and name that with layer=."
+            )
         for part in getattr(adata, "adatas", [adata]):  # an AnnCollection has several
+            _check_part(part, adata, self.attr_key)
             validate_counts(
                 part,
                 self.attr_key,
@@ -88,6 +96,18 @@ class CountsField(LayerField):
                 allow_noninteger=self.allow_noninteger,
                 to_train=to_train,
             )
+
+
+def _check_part(part: AnnData, whole: AnnData, layer: str | None) -> None:
+    """Check that counts in a file need no other genes or order: AnnCollection fails at that."""
+    if part is whole or layer not in part.layers or not is_stored(part.layers[layer]):
+        return
+    if not part.var_names.equals(whole.var_names):
+        raise GeneMismatchError(
+            "of files in an AnnCollection counts can stay where they are only if all have the "
+            "same genes in the same order; read these into memory, or make one file of them "
+            "(anndata.experimental.concat_on_disk)."
+        )
 
 
 class CategoryField(CategoricalObsField):

@@ -26,6 +26,7 @@ from dra_scvi._outputs.full_disk import open_hdf5
 from dra_scvi._outputs.h5ad_content import writable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -39,22 +40,31 @@ STATE = "_dra_state"
 
 
 def stays_in_file(path: Path, wanted: bool | None = None) -> bool:
-    """Decide whether counts are left in their file.
+    """Decide whether counts are left in their file, as :func:`stay_in_files` does for several."""
+    return stay_in_files([path], wanted)
 
-    `wanted` is what was asked for; `None` leaves it to the size of the file.
+
+def stay_in_files(paths: Sequence[Path], wanted: bool | None = None) -> bool:
+    """Decide whether counts are left in their files.
+
+    `wanted` is what was asked for; `None` leaves it to the size of all files together.
     """
-    is_possible = path.is_file() and is_h5ad(path) or is_zarr(path)
-    if wanted and not is_possible and path.exists():
-        check_kind(path)
-        raise ValueError(f"{path} has to be an .h5ad or a zarr store for --out-of-core.")
+    others = [p for p in paths if not (p.is_file() and is_h5ad(p) or is_zarr(p))]
+    for path in others if wanted else ():
+        if path.exists():
+            check_kind(path)
+            raise ValueError(f"{path} has to be an .h5ad or a zarr store for --out-of-core.")
     if wanted is not None:
         return wanted
     # what is smaller compressed than a hundredth of the memory need not be looked into
     room = MEMORY_SHARE * available_memory()
-    if not is_possible or (path.is_file() and path.stat().st_size < room / 100):
+    is_small = all(path.is_file() for path in paths) and (
+        sum(path.stat().st_size for path in paths) < room / 100
+    )
+    if others or is_small:
         return False
     with contextlib.suppress(OSError, RuntimeError, KeyError, ValueError, TypeError):
-        return _size_in_memory(path) > room
+        return sum(_size_in_memory(path) for path in paths) > room
     return False  # so that who reads it says what is wrong
 
 
@@ -228,6 +238,11 @@ def _convert(source: Path, path: Path) -> None:
 def stored_keys(path: Path, name: str) -> set[str]:
     """Return the keys of a group that :func:`open_stored` leaves in the file, such as obsm."""
     return {key for key, _ in _items(_open(path), name)}
+
+
+def read_obsm(path: Path) -> dict[str, Any]:
+    """Read what :func:`open_stored` leaves in the file of ``obsm``."""
+    return {key: read_elem(element) for key, element in _items(_open(path), "obsm")}
 
 
 def _items(store: Any, name: str) -> list[tuple[str, Any]]:

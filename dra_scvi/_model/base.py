@@ -13,7 +13,7 @@ from scvi.utils import setup_anndata_dsp
 from torch.nn import BatchNorm1d
 
 from dra_scvi._argument_kinds import check_call, check_kinds
-from dra_scvi._compat import is_minified, minified_type
+from dra_scvi._compat import is_minified, minified_type, with_any_annbatch
 from dra_scvi._data.columns import validate_keys
 from dra_scvi._data.fields import (
     CategoriesField,
@@ -49,6 +49,9 @@ class BaseDRA(PersistenceMixin, TransferMixin, GetterMixin):  # type: ignore[mis
 
     _train_runner_cls = QuietRunner
     _init_arguments: dict[str, Any]
+
+    if hasattr(SCVI, "setup_annbatch"):  # as of scvi-tools 1.5
+        setup_annbatch = classmethod(with_any_annbatch(SCVI.setup_annbatch.__func__))
 
     @property
     def init_arguments(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import click
+
 from dra_scvi.cli._command import Common, warn
 
 if TYPE_CHECKING:
@@ -31,6 +33,45 @@ def read_or_open(
         return read_input(path), None
     common.say(f"counts stay in {path}")
     return open_stored(path, layer), path
+
+
+def read_or_open_all(
+    paths: Sequence[Path],
+    layer: str | None,
+    out_of_core: bool | None,
+    common: Common,
+    *,
+    output: Path,
+    file_key: str,
+    columns: Mapping[str, str | list[str] | None],
+) -> tuple[AnnData, Path | None]:
+    """Read every INPUT, and join them; counts that stay in files go to a draft beside `output`."""
+    if len(paths) == 1:
+        return read_or_open(paths[0], layer, out_of_core, common)
+    from dra_scvi._inputs import several
+    from dra_scvi._inputs.out_of_core import open_stored, read_obsm, stay_in_files
+    from dra_scvi._inputs.read import read_input
+
+    names = several.name_files(paths)
+    are_stored = stay_in_files(paths, out_of_core)
+    parts = {path: open_stored(path, layer) if are_stored else read_input(path) for path in paths}
+    several.check_joinable(parts, layer, columns, file_key)
+    lost = several.tell_lost_genes(parts, len(several.common_genes(parts)))
+    if lost:
+        warn(lost)
+    named = {name: parts[path] for name, path in names.items()}
+    common.say(f"joining {len(paths)} files; obs[{file_key!r}] names that of each cell")
+    if not are_stored:
+        del parts
+        return several.join_cells(named, file_key), None
+    from dra_scvi._outputs.drafts import destination, name_draft
+
+    for name, path in names.items():
+        named[name].obsm = read_obsm(path)
+    draft = name_draft(destination(output))
+    click.get_current_context().call_on_close(lambda: draft.unlink(missing_ok=True))
+    several.write_joined(named, file_key, draft)
+    return open_stored(draft, layer), draft
 
 
 def write_cells(

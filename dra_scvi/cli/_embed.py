@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import SavedModel, read_or_open, read_saved, write_cells
+from dra_scvi.cli._cells import SavedModel, read_or_open_all, read_saved, write_cells
 from dra_scvi.cli._command import Common, command
 from dra_scvi.cli._options import (
     KEY_ADDED,
     PathName,
+    check_file_key,
     checked_key,
+    file_key_option,
+    name_inputs,
     out_of_core_option,
     output_option,
-    path_argument,
+    paths_argument,
 )
 from dra_scvi.cli._result import Result
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @command("embed")
-@path_argument("input_path", "INPUT")
+@paths_argument()
 @click.option(
     "--model", "model_dir", type=PathName(), required=True, metavar="DIR", help="A saved model."
 )
@@ -34,30 +37,42 @@ if TYPE_CHECKING:
 @click.option(
     "--key-added", default=KEY_ADDED, callback=checked_key, help="Key of obsm for the embedding."
 )
+@file_key_option()
 @out_of_core_option()
 def embed(
     common: Common,
-    input_path: Path,
+    input_paths: tuple[Path, ...],
     model_dir: Path,
     output: Path,
     key_added: str,
+    file_key: str | None,
     out_of_core: bool | None,
 ) -> Result:
     """Embed the cells of INPUT with a model that was trained before.
 
     Genes are found by their names, whatever their order; all genes of the model must be there.
     The counts are taken from the layer, and the batches from the column, of the training. A model
-    that is damaged, or in which foreign code may be hidden, is refused.
+    that is damaged, or in which foreign code may be hidden, is refused. Several INPUTs become one.
 
     Example: dra-scvi embed more.h5ad --model model --output out.h5ad
     """
-    common.rehearse({"INPUT": input_path, "--model": model_dir}, ("--output", output, "file"))
+    column = check_file_key(file_key, input_paths)
+    inputs = name_inputs(input_paths) | {"--model": model_dir}
+    common.rehearse(inputs, ("--output", output, "file"))
     saved = read_saved(model_dir)
     from dra_scvi._data.query import query_for
     from dra_scvi._outputs.h5ad_content import check_writable
 
     setup = saved.registry["setup_args"]
-    adata, source = read_or_open(input_path, setup["layer"], out_of_core, common)
+    adata, source = read_or_open_all(
+        input_paths,
+        setup["layer"],
+        out_of_core,
+        common,
+        output=output,
+        file_key=column,
+        columns={name: setup.get(name) for name in ("batch_key", "labels_key")},
+    )
     check_writable(adata)
     query = query_for(adata, saved.genes, setup)
     common.say(f"embedding {adata.n_obs} cells")

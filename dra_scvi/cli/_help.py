@@ -10,7 +10,7 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 SECTIONS = {
     "Data": (
         "--layer --batch-key --label-key --categorical-covariate-keys --continuous-covariate-keys"
-        " --n-genes --model --reference --use-rep --n-cells --batch"
+        " --n-genes --model --reference --use-rep --n-cells --batch --file-key"
         " --out-of-core"
     ),
     "Model": (

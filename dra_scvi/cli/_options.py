@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 SEED_LIMIT = 2**32 - 1
 KEY_ADDED = "X_dra"
+FILE_KEY = "file"
 # by which a file is known that was named where a folder is wanted
 FILE_SUFFIXES = (".h5ad", ".h5", ".html", ".csv", ".json", ".pt")
 COUNT = click.IntRange(min=1)
@@ -191,6 +192,34 @@ def common_options() -> list[click.Option]:
 
 def path_argument(name: str, metavar: str) -> Callable[[Any], Any]:
     return click.argument(name, metavar=metavar, type=PathName())
+
+
+def paths_argument() -> Callable[[Any], Any]:
+    return click.argument(
+        "input_paths", metavar="INPUT...", nargs=-1, required=True, type=PathName()
+    )
+
+
+def file_key_option() -> Callable[[Any], Any]:
+    return click.option(
+        "--file-key",
+        callback=checked_key,
+        metavar="NAME",
+        show_default=FILE_KEY,
+        help="Column of obs that names the file of each cell, of several INPUTs.",
+    )
+
+
+def check_file_key(file_key: str | None, paths: Sequence[Path]) -> str:
+    """Return the name of the column, which one INPUT alone does not get."""
+    if file_key is not None and len(paths) == 1:
+        raise click.UsageError("--file-key needs several INPUTs.")
+    return FILE_KEY if file_key is None else file_key
+
+
+def name_inputs(paths: Sequence[Path]) -> dict[str, Path]:
+    """Call each INPUT what messages shall call it."""
+    return {"INPUT": paths[0]} if len(paths) == 1 else {f"INPUT {path}": path for path in paths}
 
 
 def output_option(

@@ -105,8 +105,9 @@ class Saving:
         if self.model_at is not None:
             text = f"the trained model is in {self.model_at}"
             if self.cells_at is None:
+                inputs = " ".join(map(str, self.request.input_paths))
                 text += (
-                    f": dra-scvi embed {self.request.input_path} --model {self.model_at} --output "
+                    f": dra-scvi embed {inputs} --model {self.model_at} --output "
                     "OUT.h5ad embeds without training again"
                 )
             kept.append(text)
@@ -150,7 +151,7 @@ def write_report(
         use_rep=KEY_ADDED,
         umap_key=UMAP,
         seed=common.seed,
-        title=request.input_path.name,
+        title=request.input_name,
         scores={name: figures[name] for name in ("kmeans", "leiden") if name in figures},
         scored=figures.get("cells", "all"),
     )

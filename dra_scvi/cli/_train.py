@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dra_scvi.cli._cells import read_or_open, remark, write_cells
+from dra_scvi.cli._cells import read_or_open_all, remark, write_cells
 from dra_scvi.cli._clusters import add_clusters, check_free
 from dra_scvi.cli._command import Common, command, warn
 from dra_scvi.cli._errors import one_line
@@ -18,11 +18,13 @@ from dra_scvi.cli._options import (
     FolderName,
     Numbers,
     batch_key_option,
+    check_file_key,
+    file_key_option,
     finite,
     layer_option,
     out_of_core_option,
     output_option,
-    path_argument,
+    paths_argument,
 )
 from dra_scvi.cli._result import Result
 from dra_scvi.cli._saving import Saving, write_report
@@ -44,10 +46,11 @@ NEXT = (
 
 
 @command("train")
-@path_argument("input_path", "INPUT")
+@paths_argument()
 @output_option()
 @click.option("--model-dir", type=FolderName(), metavar="DIR", help="Save the trained model here.")
 @layer_option
+@file_key_option()
 @batch_key_option
 @click.option("--label-key", help="Column of obs with cell types, to score the embedding.")
 @click.option(
@@ -187,6 +190,9 @@ def train(common: Common, **options: Any) -> Result | None:
     and settings. With --label-key, clusters found in the embedding are compared with the labels.
     --leiden and --umap add clusters and a UMAP; --report shows them in a page, with markers.
 
+    Several INPUTs are trained on together, on the genes that all of them have; --batch-key file
+    integrates them.
+
     A run that is stopped by SIGINT or SIGTERM leaves a checkpoint beside OUT.h5ad; the same
     command with --resume goes on from there.
 
@@ -201,7 +207,19 @@ def train(common: Common, **options: Any) -> Result | None:
     request.check_usage()
     request.rehearse(common)
     wanted = False if request.preset else request.out_of_core
-    adata, source = read_or_open(request.input_path, request.layer, wanted, common)
+    adata, source = read_or_open_all(
+        request.input_paths,
+        request.layer,
+        wanted,
+        common,
+        output=request.output,
+        file_key=check_file_key(request.file_key, request.input_paths),
+        columns={
+            "batch_key": request.batch_key,
+            "label_key": request.label_key,
+            **request.covariate_keys,
+        },
+    )
     _check_trainable(adata, request)
     check_free(adata, request, source, common)
     categories = request.categorical_covariate_keys or ()
@@ -227,7 +245,7 @@ def train(common: Common, **options: Any) -> Result | None:
         if not clusters and saving.failure is None:
             common.say(NEXT)
 
-    title = f"{_scored_cells(request)} cells of {request.input_path.name}"
+    title = f"{_scored_cells(request)} cells of {request.input_name}"
     rows = clustering_rows(scores) if scores else ()
     return Result(figures, title, rows, failure=saving.failure, at_end=finish)
 
@@ -374,7 +392,7 @@ def _log_metrics(figures: Mapping[str, Any], request: TrainRequest) -> None:
 
     if request.metrics_log is None or "kmeans" not in figures:
         return
-    words = [datetime.now(UTC).isoformat(timespec="seconds"), request.input_path.name]
+    words = [datetime.now(UTC).isoformat(timespec="seconds"), request.input_name]
     for name, value in figures["settings"].items():
         if value is not None:
             shown = ",".join(map(str, value)) if isinstance(value, list) else value

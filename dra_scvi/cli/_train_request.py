@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from dra_scvi.cli._options import check_file_key, name_inputs
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -19,7 +21,8 @@ PUBLISHED_DIMENSIONS = (2, 10, 20)
 class TrainRequest:
     """Options of ``train``; `None` leaves a setting to the model."""
 
-    input_path: Path
+    input_paths: tuple[Path, ...]
+    file_key: str | None
     output: Path
     model_dir: Path | None
     layer: str | None
@@ -78,6 +81,7 @@ class TrainRequest:
         if self.metrics_log is not None and self.label_key is None:
             raise click.UsageError("--metrics-log needs --label-key.")
         self._check_columns()
+        check_file_key(self.file_key, self.input_paths)
         self._check_clusters()
         if self.dispersion == "gene-batch" and self.batch_key is None:
             raise click.UsageError("--dispersion gene-batch needs --batch-key.")
@@ -103,7 +107,7 @@ class TrainRequest:
     def rehearse(self, common: Common) -> None:
         """Check that everything can be written."""
         common.rehearse(
-            {"INPUT": self.input_path},
+            name_inputs(self.input_paths),
             ("--output", self.output, "file"),
             ("the checkpoint", self.checkpoint, "table"),
             ("--model-dir", self.model_dir, "folder"),
@@ -145,6 +149,11 @@ class TrainRequest:
         """Columns that training reads: batches and covariates."""
         batches = [] if self.batch_key is None else [self.batch_key]
         return batches + [key for keys in self.covariate_keys.values() for key in keys or ()]
+
+    @property
+    def input_name(self) -> str:
+        """What the cells are called by."""
+        return ", ".join(path.name for path in self.input_paths)
 
     @property
     def adds_leiden(self) -> bool:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import dra_scvi
 from dra_scvi import DRA, DRAVAE, PublishedDRA, datasets
+from dra_scvi._compat import with_any_annbatch
 from tests.helpers import QUIET
 
 if TYPE_CHECKING:
@@ -175,7 +176,8 @@ def annbatch_module(cls: type[SCVI], folder: Path) -> Any:
     adata.obs["batch"] = adata.obs["batch"].astype(str)
     adata.write_h5ad(folder / "cells.h5ad")
     options = {"batch_size": 16, "chunk_size": 8, "preload_nchunks": 4, "preload_to_gpu": False}
-    return cls.setup_annbatch(adatas=[adata], batch_key="batch", **options)
+    setup = with_any_annbatch(cls.setup_annbatch)  # which SCVI itself lacks
+    return setup(adatas=[adata], batch_key="batch", **options)
 
 
 def trained_from_disk(model: SCVI, folder: Path) -> Any:
