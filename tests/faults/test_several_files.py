@@ -102,7 +102,7 @@ def test_a_layer_that_one_file_lacks(
     assert said in result.stderr
 
 
-@pytest.mark.parametrize("option", ["--batch-key", "--label-key"])
+@pytest.mark.parametrize("option", ["--batch-key", "--label-key", "--categorical-covariate-keys"])
 def test_a_column_that_one_file_lacks(
     tmp_path: Path, two: dict[str, anndata.AnnData], option: str
 ) -> None:
