@@ -50,7 +50,7 @@ def test_file_says_what_the_command_line_leaves_open(config: Path) -> None:
     )
     found = params("train", "cells.h5ad", "--config", config, "--seed", 4, "--label-key", "type")
     expected = {
-        "input_path": Path("cells.h5ad"),
+        "input_paths": (Path("cells.h5ad"),),
         "output": Path("out.h5ad"),
         "n_latent": 20,
         "max_epochs": 7,
