@@ -242,7 +242,7 @@ def _label(axes: Axes, points: NDArray[Any], column: pd.Series, labels: Mapping[
             parse_math=False,
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
         )
-        text.set(zorder=3, path_effects=[withStroke(linewidth=2, foreground="white")])
+        text.set(zorder=3, path_effects=[withStroke(linewidth=3, foreground="white")])
         text.set_label(name)
         text.set_in_layout(False)  # it stays in the axes
 
