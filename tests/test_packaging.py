@@ -30,7 +30,7 @@ PACKAGE = ROOT / "dra_scvi"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 REQUIREMENTS = [Requirement(text) for text in PROJECT["dependencies"]]
-OPTIONAL = {"ray", "scib-metrics", "zarr"}
+OPTIONAL = {"annbatch", "ray", "scib-metrics", "zarr"}
 # what conda calls differently
 CONDA_NAMES = {"igraph": "python-igraph", "matplotlib": "matplotlib-base", "torch": "pytorch"}
 

@@ -123,9 +123,11 @@ def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cells = datasets.synthetic(n_cells=120, n_genes=60, n_types=3, n_batches=2)
     cells.var_names = ["CD3E", *cells.var_names[1:]]
     cells.layers["counts"] = cells.X.copy()
-    cells.obs["donor"] = cells.obs["batch"]
-    for name in ("cells.h5ad", "more.h5ad"):
+    cells.obs["donor"] = cells.obs["sample"] = cells.obs["batch"]
+    cells.obs["site"], cells.obs["age"] = ["here", "there"] * 60, np.arange(120.0)
+    for name in ("cells.h5ad", "more.h5ad", "one.h5ad", "two.h5ad"):
         cells.write_h5ad(name)
+    cells.write_zarr("three.zarr")
     cells.obsm["X_dra"] = np.random.default_rng(0).normal(size=(cells.n_obs, 10))
     cells.write_h5ad("embedded.h5ad")
 

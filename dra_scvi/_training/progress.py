@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 
+from dra_scvi._data.columns import counted
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
@@ -34,9 +36,8 @@ class ProgressLines(Callback):
         if discriminator_lr is not None:
             rates.append(f"of the discriminators {discriminator_lr:g}")
         device = trainer.strategy.root_device
-        logger.info(
-            "Training for %d epochs on %s, %s.", _epochs(trainer), device, ", ".join(rates)
-        )
+        length = counted(_epochs(trainer), "epoch", "epochs")
+        logger.info("Training for %s on %s, %s.", length, device, ", ".join(rates))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -39,10 +39,7 @@ if TYPE_CHECKING:
     from dra_scvi._model.dra import DRA
 
 WIDTHS = Numbers("widths", "128 or 512,512")
-NEXT = (
-    "next, in Python: dra_scvi.tl.cluster(adata) adds clusters and a UMAP, which "
-    'dra_scvi.pl.embedding(adata, color="leiden") shows; --report page.html makes a page of them'
-)
+NEXT = "next: --leiden and --umap add clusters and a map, --report FILE.html a page of all"
 
 
 @command("train")
