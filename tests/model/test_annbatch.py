@@ -28,7 +28,7 @@ def loader_of_today(to: str | None = None, batch_size: int = 1) -> str:
     return f"today: to={to}, batch_size={batch_size}"
 
 
-def setup(**options: Any) -> str:
+def make_loader(**options: Any) -> str:
     """Call annbatch as scvi-tools 1.5 does."""
     from annbatch import Loader
 
@@ -40,18 +40,18 @@ def test_the_loader_is_asked_for_tensors_by_the_name_that_it_has(
 ) -> None:
     module = SimpleNamespace(Loader=loader_of_before)
     monkeypatch.setitem(sys.modules, "annbatch", module)  # type: ignore[arg-type]
-    assert with_any_annbatch(setup)() == "before: to_torch=True, to=None"
+    assert with_any_annbatch(make_loader)() == "before: to_torch=True, to=None"
     module.Loader = loader_of_today
-    assert with_any_annbatch(setup)(batch_size=3) == "today: to=torch, batch_size=3"
+    assert with_any_annbatch(make_loader)(batch_size=3) == "today: to=torch, batch_size=3"
     with pytest.raises(TypeError, match="unknown"):
-        with_any_annbatch(setup)(unknown=3)
+        with_any_annbatch(make_loader)(unknown=3)
     assert module.Loader is loader_of_today
 
 
 def test_what_is_missing_is_still_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "annbatch", None)
     with pytest.raises(ImportError, match="annbatch"):
-        with_any_annbatch(setup)()
+        with_any_annbatch(make_loader)()
 
 
 def embedding(module: Any) -> np.ndarray:
