@@ -147,7 +147,7 @@ def test_embedding_on_data(adata: AnnData) -> None:
     assert axes.get_legend() is None
     assert [text.get_text() for text in axes.texts] == ["a", "b"]
     [outline] = axes.texts[0].get_path_effects()
-    assert outline._gc == {"linewidth": 2, "foreground": "white"}
+    assert outline._gc == {"linewidth": 3, "foreground": "white"}
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not boxes[0].overlaps(boxes[1])
 
