@@ -39,20 +39,18 @@ def log_mixture_density(z: Tensor, constants: Tensor, loc: Tensor, scale: Tensor
 class _LogMixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, constants: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        arrays = [as_array(z), as_array(constants), as_array(loc.T), as_array(1 / scale.T)]
+        codes, logs = as_array(z), as_array(constants)
+        centres, inverse = as_array(loc.T), as_array(1 / scale.T)
         n, n_latent = z.shape
         n_components = len(constants)
-        for name, array, shape in zip(
-            ("z", "constants", "loc", "scale"),
-            arrays,
-            ((n, n_latent), (n_components,), *2 * [(n_latent, n_components)]),
-            strict=True,
-        ):
-            check_array(name, array, shape)
+        check_array("z", codes, (n, n_latent))
+        check_array("constants", logs, (n_components,))
+        check_array("loc", centres, (n_latent, n_components))
+        check_array("scale", inverse, (n_latent, n_components))
         log_density = np.empty(n, np.float32)
         shares = np.empty((n, n_components), np.float32)
-        _densities(*arrays, shares, log_density)
-        ctx.arrays = (arrays[0], *arrays[2:], shares)
+        _densities(codes, logs, centres, inverse, shares, log_density)
+        ctx.arrays = codes, centres, inverse, shares
         return torch.from_numpy(log_density)
 
     @staticmethod

@@ -17,9 +17,9 @@ from dra_scvi.cli._options import (
     CommaSeparated,
     FileName,
     Numbers,
-    PathName,
     batch_key_option,
     layer_option,
+    paths_argument,
 )
 from dra_scvi.cli._result import Result
 
@@ -131,7 +131,7 @@ class BenchmarkRequest:
 
 
 @command("benchmark")
-@click.argument("input_paths", metavar="INPUT...", nargs=-1, required=True, type=PathName())
+@paths_argument()
 @click.option("--label-key", required=True, help="Column of obs with cell types.")
 @batch_key_option
 @layer_option
